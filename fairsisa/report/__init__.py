@@ -1,0 +1,1 @@
+"""From tables to plots and pages."""

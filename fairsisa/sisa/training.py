@@ -1,0 +1,277 @@
+"""Train a shard: walk its slices and fit the names that the store lacks."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.loggers.logger import Logger
+
+from fairsisa.data.batches import training_batches
+from fairsisa.data.encoding import Inputs
+from fairsisa.errors import TrainingError
+from fairsisa.execution import Event, Report
+from fairsisa.models.batching import SliceData, run_batched
+from fairsisa.models.classifier import Classifier, Schedule, initial_state
+from fairsisa.models.device import dtype_of, numeric_environment
+from fairsisa.models.network import Standardizer, build_encoder, build_network, feature_width, pooled_features
+from fairsisa.sisa.chain import Chain, Stage, features_lineage, plan_stages
+from fairsisa.store import Manifest, Store
+
+State = Mapping[str, torch.Tensor]
+BUNDLE = 64
+"""Optimizer steps per Lightning batch of a network whose steps take microseconds."""
+
+
+@dataclass(frozen=True)
+class ShardTask:
+    """A chain with its examples, in chain order, as arrays; what one process needs to train one constituent."""
+
+    chain: Chain
+    inputs: Inputs
+    pad_id: int
+
+
+@dataclass(frozen=True)
+class FeaturesTask:
+    """One block of texts whose features a frozen encoder is to give, in block order."""
+
+    chain: Chain
+    inputs: Inputs
+
+
+@dataclass(frozen=True)
+class SliceResult:
+    """One row of the training table; steps, seconds and curve are those of the training that made the checkpoint.
+
+    `status` is "trained", "reused" or "empty". `curve` holds (step, mean cross-entropy since the last entry).
+    """
+
+    constituent: str
+    slice: int
+    num_examples: int
+    num_presentations: int
+    steps: int
+    seconds: float
+    status: str
+    checkpoint: str
+    curve: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """What the missing stages of one chain share: its examples as the network reads them, and the network."""
+
+    task: ShardTask
+    store: Store
+    inputs: Inputs
+    network: torch.nn.Module
+    initial: State
+
+
+def train_shard(task: ShardTask, report: Report) -> list[SliceResult]:
+    """Train every slice of the task's chain whose checkpoint is missing; return one result per slice.
+
+    Stage r continues from stage r-1 and sees the examples of slices 1..r (Bourtoule et al. 2021, section IV). It is a
+    pure function of what its name covers. An empty slice trains nothing and stands for its parent's weights.
+
+    Raises:
+        TrainingError: when a stage diverged or was interrupted; the finished stages are kept.
+    """
+    store, stages = Store(task.chain.store), plan_stages(task.chain)
+    workshop: Workshop | None = None
+    results: list[SliceResult] = []
+    for stage in stages:
+        status = "reused"
+        if not store.has(stage.lineage.name):
+            report(Event("slice_started", task.chain.constituent, stage.index))
+            workshop = workshop or _open_workshop(task, store)
+            status = _make(workshop, stages, stage.index, report)
+        results.append(_result(stage, task.chain.constituent, status, store.manifest(stage.lineage.name)))
+        report(Event("slice_done", task.chain.constituent, stage.index, results[-1].steps, {"status": status}))
+    return results
+
+
+def make_features(task: FeaturesTask, report: Report) -> None:
+    """Put the features of the task's texts into the store, unless they are there: float32, one row a text."""
+    chain, store = task.chain, Store(task.chain.store)
+    lineage = features_lineage(chain, task.inputs.example_ids, task.inputs.contents)
+    if store.has(lineage.name) or chain.base is None:
+        return
+    device = chain.trainer.accelerator
+    encoder = build_encoder(chain.model, chain.base).to(device, dtype_of(chain.trainer.precision))
+    features = run_batched(partial(pooled_features, encoder), task.inputs, width=feature_width(encoder), device=device)
+    store.put(lineage, {"features": torch.from_numpy(features)}, environment=environment_of(chain))
+    report(Event("features_done", chain.constituent, values={"examples": len(task.inputs)}))
+
+
+def network_inputs(chain: Chain, inputs: Inputs, sizes: Sequence[int], store: Store) -> Inputs:
+    """Return `inputs` as the chain's network reads them: as they are, or as the features kept for each block.
+
+    The rows of `inputs` stand in blocks of the given sizes, one after the other.
+    """
+    if not chain.reads_features:
+        return inputs
+    start, parts = 0, []
+    for size in sizes:
+        block = inputs.take(range(start, start + size))
+        make_features(FeaturesTask(chain, block), lambda event: None)
+        parts.append(store.get(features_lineage(chain, block.example_ids, block.contents).name).tensors["features"])
+        start += size
+    return inputs.with_features(torch.cat(parts).numpy())
+
+
+def new_network(chain: Chain, num_features: int) -> torch.nn.Module:
+    """Return the chain's network before any training, in fp32."""
+    return build_network(
+        chain.model, chain.base, num_features=num_features, num_classes=chain.num_classes, seed=chain.init_seed
+    )
+
+
+def compute_dtype(chain: Chain) -> torch.dtype:
+    """Return the number format in which the chain's network computes: fp32 wherever it reads features."""
+    reads_tokens = chain.base is not None and not chain.reads_features
+    return dtype_of(chain.trainer.precision if reads_tokens else "fp32")
+
+
+def trained_weights(store: Store, stages: tuple[Stage, ...], index: int) -> State | None:
+    """Return what the stages up to `index` left: the last checkpoint that is not of an empty slice, or None."""
+    for stage in reversed(stages[: index + 1]):
+        if stage.lineage.examples:
+            return store.get(stage.lineage.name).tensors
+    return None
+
+
+def environment_of(chain: Chain) -> dict[str, str | int]:
+    """Return the numeric environment that is recorded with what a chain makes."""
+    return numeric_environment(chain.trainer.accelerator, chain.trainer.precision, chain.trainer.threads)
+
+
+def _open_workshop(task: ShardTask, store: Store) -> Workshop:
+    chain = task.chain
+    sizes = [len(block) for blocks in chain.blocks for block in blocks if block]
+    inputs = network_inputs(chain, task.inputs, sizes, store)
+    num_features = 0 if inputs.features is None else inputs.features.shape[1]
+    network = new_network(chain, num_features)
+    initial = initial_state(network)
+    return Workshop(task, store, inputs, network.to(compute_dtype(chain)), initial)
+
+
+def _make(workshop: Workshop, stages: tuple[Stage, ...], index: int, report: Report) -> str:
+    stage, chain, store = stages[index], workshop.task.chain, workshop.store
+    if not stage.lineage.examples:
+        store.put(stage.lineage, {}, {"steps": 0, "seconds": 0.0, "curve": []}, environment=environment_of(chain))
+        return "empty"
+    inputs = workshop.inputs.take(range(sum(len(ids) for ids in chain.slices[: index + 1])))
+    state = trained_weights(store, stages, index - 1)
+    started = time.perf_counter()
+    model = _fit(
+        workshop, stage, inputs, workshop.initial if state is None else state, fresh=state is None, report=report
+    )
+    tensors = model.trained_state()
+    metadata = {"steps": model.num_steps_done, "seconds": time.perf_counter() - started, "curve": model.curve}
+    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    if bad:
+        raise TrainingError(
+            f"{chain.constituent}, slice {index} diverged: {bad[0]} and {len(bad) - 1} other tensors hold NaN or "
+            f"infinity after {model.num_steps_done} steps. Lower trainer.learning_rate ({chain.trainer.learning_rate})."
+        )
+    store.put(stage.lineage, tensors, metadata, environment=environment_of(chain))
+    return "trained"
+
+
+def _fit(workshop: Workshop, stage: Stage, inputs: Inputs, state: State, *, fresh: bool, report: Report) -> Classifier:
+    chain, network = workshop.task.chain, workshop.network
+    state = dict(state)
+    if fresh and inputs.features is not None:
+        state |= _standardizer_state(network, inputs)
+    settings = chain.trainer
+    batches = training_batches(inputs.lengths, stage.num_presentations, batch_size=settings.batch_size, seed=stage.seed)
+    bundle = 1 if inputs.features is None else BUNDLE
+    data = SliceData(inputs, batches, pad_id=workshop.task.pad_id, bundle=bundle)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        pl.seed_everything(stage.seed % 2**32, verbose=False)
+        network.train()
+        model = Classifier(network, state, settings, Schedule(len(batches), *stage.window, settings.warmup))
+        _trainer(chain, stage, report).fit(model, datamodule=data)
+    if model.num_steps_done != len(batches):
+        raise TrainingError(
+            f"{chain.constituent}, slice {stage.index} stopped after {model.num_steps_done} of {len(batches)} steps; "
+            "the slices before it are kept: run the same command again to go on."
+        )
+    return model
+
+
+def _trainer(chain: Chain, stage: Stage, report: Report) -> pl.Trainer:
+    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    return pl.Trainer(
+        accelerator="gpu" if chain.trainer.accelerator == "cuda" else "cpu",
+        devices=1,
+        max_epochs=1,
+        logger=EventLogger(chain.constituent, stage.index, report),
+        log_every_n_steps=1,
+        deterministic=True,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+
+
+class EventLogger(Logger):
+    """A Lightning logger that hands every metric on as an event; the run's own loggers sit where events arrive."""
+
+    def __init__(self, constituent: str, index: int, report: Report) -> None:
+        super().__init__()
+        self.constituent, self.index, self.report = constituent, index, report
+
+    @property
+    def name(self) -> str:
+        """The constituent that is training."""
+        return self.constituent
+
+    @property
+    def version(self) -> int:
+        """The slice that is training."""
+        return self.index
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """Settings are the run's, not the slice's: they are logged once, by the run."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        """Send the metrics of one step."""
+        values = {name: value for name, value in metrics.items() if name != "epoch"}
+        self.report(Event("metrics", self.constituent, self.index, step or 0, values))
+
+
+def _standardizer_state(network: torch.nn.Module, inputs: Inputs) -> dict[str, torch.Tensor]:
+    first = next(iter(network.children()))
+    if not isinstance(first, Standardizer) or inputs.features is None:
+        raise TypeError("Expected a network over features to begin with a Standardizer.")
+    first.fit(torch.from_numpy(inputs.features))
+    return {f"0.{name}": value.clone() for name, value in first.named_buffers()}
+
+
+def _result(stage: Stage, constituent: str, status: str, manifest: Manifest) -> SliceResult:
+    curve = tuple((int(step), float(loss)) for step, loss in manifest.metadata["curve"])
+    return SliceResult(
+        constituent=constituent,
+        slice=stage.index,
+        num_examples=len(stage.lineage.examples),
+        num_presentations=stage.num_presentations,
+        steps=manifest.metadata["steps"],
+        seconds=manifest.metadata["seconds"],
+        status=status,
+        checkpoint=stage.lineage.name,
+        curve=curve,
+    )
