@@ -155,7 +155,7 @@ def keyed_splits(subject_ids: Sequence[str] | np.ndarray, fractions: Sequence[fl
     """
     shares = np.asarray(fractions, dtype=np.float64)
     if shares.shape != (3,) or (shares < 0).any() or abs(shares.sum() - 1.0) > 1e-9:
-        raise DataError(f"Expected three fractions for {', '.join(SPLITS)} that sum to 1, got {list(fractions)}.")
+        raise DataError(f"Expected three fractions for {', '.join(SPLITS)} that sum to 1, got {fractions}.")
     inner = np.cumsum(shares)[:2]
     parts = np.searchsorted(inner, keyed_uniform(subject_ids, SPLIT_KEY), side="right")
     return np.asarray(SPLITS, dtype=object)[parts]

@@ -50,10 +50,11 @@ def _read_csv(path: Path, wanted: Sequence[str]) -> dict[str, np.ndarray]:
     if repeated:
         raise DataError(f"{path}: the header names column {repeated[0]!r} more than once.")
     require_known(str(path), "column", wanted, header)
+    encoded = content.encode()
     try:
         table = pa_csv.read_csv(
-            io.BytesIO(content.encode()),
-            read_options=pa_csv.ReadOptions(use_threads=False),
+            io.BytesIO(encoded),
+            read_options=pa_csv.ReadOptions(use_threads=False, block_size=min(len(encoded), 2**31 - 1)),
             parse_options=pa_csv.ParseOptions(newlines_in_values=True),
             convert_options=pa_csv.ConvertOptions(
                 column_types=dict.fromkeys(header, pa.string()), include_columns=list(wanted)

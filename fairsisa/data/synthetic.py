@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from scipy.special import expit, logit, ndtr
-from scipy.stats import binom
+from scipy.special import bdtrc, comb, expit, logit, ndtr, xlog1py, xlogy
 
 from fairsisa.errors import ConfigError
 
 REGIONS = ("northern", "southern", "eastern", "western")
+MAX_CUES = 12
 
 
 class World(Protocol):
@@ -107,22 +107,24 @@ class CueWorld:
         _require_per_group(len(self.group_shares), cue_rates=self.cue_rates)
         if not all(len(pair) == 2 and 0 < pair[0] < pair[1] < 1 for pair in self.cue_rates):
             raise ConfigError(f"Expected pairs of cue rates with 0 < first < second < 1, got {self.cue_rates}.")
-        if not 1 <= self.num_cues <= 12:
-            raise ConfigError(f"Expected num_cues from 1 to 12, got {self.num_cues}.")
+        if not 1 <= self.num_cues <= MAX_CUES:
+            raise ConfigError(f"Expected num_cues from 1 to {MAX_CUES}, got {self.num_cues}.")
 
     def log_likelihood(self, scores: np.ndarray) -> np.ndarray:
         """Return the log of the binomial probability of each count, shape (num_groups, 2, num_scores)."""
-        return np.asarray(binom.logpmf(np.asarray(scores), self.num_cues, np.asarray(self.cue_rates)[:, :, None]))
+        praised, rate = np.asarray(scores, dtype=np.float64), np.asarray(self.cue_rates)[:, :, None]
+        blamed = self.num_cues - praised
+        return np.asarray(np.log(comb(self.num_cues, praised)) + xlogy(praised, rate) + xlog1py(blamed, -rate))
 
     def survival(self, threshold: np.ndarray) -> np.ndarray:
         """Return P(K >= threshold | group, label), shape (num_groups, 2), for one threshold per group."""
-        below = np.ceil(np.asarray(threshold, dtype=np.float64))[:, None] - 1
-        return np.asarray(binom.sf(below, self.num_cues, np.asarray(self.cue_rates)))
+        below = np.clip(np.ceil(np.asarray(threshold, dtype=np.float64)) - 1, -1, self.num_cues)[:, None]
+        return np.asarray(bdtrc(below, self.num_cues, np.asarray(self.cue_rates)))
 
     def bayes_thresholds(self) -> np.ndarray:
         """Return each group's smallest count with P(Y = 1 | count, group) >= 1/2; num_cues + 1 where there is none."""
         counts = np.arange(self.num_cues + 1)
-        likely = posterior(self, counts) >= 0.5
+        likely = posterior(self, counts) >= 0.5 - 1e-12  # a tie, up to rounding, counts as likely
         return np.where(likely.any(axis=1), likely.argmax(axis=1), self.num_cues + 1).astype(np.float64)
 
 

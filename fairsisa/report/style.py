@@ -13,8 +13,10 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours, told apart under every common colour blindness; yellow is left out, too pale on white.
 BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY = "#0072b2", "#d55e00", "#009e73", "#e69f00", "#cc79a7", "#56b4e9"
 INK, MUTED, FAINT, PAPER = "#1f2328", "#667079", "#dfe3e8", "#ffffff"
-SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)
+SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
 ROW_HEIGHT = 0.27
+WIDTH = 9.0
+DASHED = (0, (4, 3))
 
 STYLE = {
     "axes.axisbelow": True,
@@ -46,8 +48,8 @@ STYLE = {
     "xtick.color": MUTED,
     "xtick.labelsize": 8.5,
     "xtick.major.size": 0,
-    "ytick.color": INK,
-    "ytick.labelsize": 9,
+    "ytick.color": MUTED,
+    "ytick.labelsize": 8.5,
     "ytick.major.size": 0,
 }
 
@@ -68,9 +70,16 @@ def new_panels(columns: int, width: float, height: float, *, rows: int = 1, shar
     """Return the axes of a new figure, row by row; no global state is touched (no pyplot)."""
     with styled():
         figure = Figure(figsize=(width, height), layout="constrained")
-        figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)
         axes = figure.subplots(rows, columns, squeeze=False, sharey=share_y)
     return list(np.ravel(axes))
+
+
+def figure_of(ax: Axes) -> Figure:
+    """Return the figure that axes belong to, through any nesting of subfigures."""
+    owner = ax.figure
+    while not isinstance(owner, Figure):
+        owner = owner.figure
+    return owner
 
 
 def plain(text: str) -> str:
@@ -79,7 +88,7 @@ def plain(text: str) -> str:
 
 
 def series_colours(number: int) -> list[str]:
-    """Return that many colours: the palette while it lasts, then an even walk from dark to light blue."""
+    """Return that many colours: the palette while it lasts, then an even walk through a perceptually uniform map."""
     if number <= len(SERIES):
         return list(SERIES[:number])
     return [mpl.colors.to_hex(colour) for colour in mpl.colormaps["viridis"](np.linspace(0.05, 0.9, number))]
@@ -88,6 +97,7 @@ def series_colours(number: int) -> list[str]:
 def label_rows(ax: Axes, names: Sequence[str]) -> None:
     """Give the axes one named row for each name, the first on top, without a line for each."""
     ax.set_yticks(range(len(names)), [plain(name) for name in names])
+    ax.tick_params(axis="y", labelcolor=INK, labelsize=9)
     ax.set_ylim(len(names) - 0.5, -0.5)
     ax.grid(visible=False, axis="y")
     ax.spines["left"].set_visible(False)

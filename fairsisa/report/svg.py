@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from html import escape
 
 from matplotlib.figure import Figure
 
@@ -20,6 +21,7 @@ THEMED = {
     PURPLE: "purple",
     SKY: "sky",
 }
+PIXELS_PER_INCH = 105
 TAG = re.compile(r"<[^<>]*>")
 
 
@@ -35,10 +37,13 @@ def inline_svg(figure: Figure, *, name: str, description: str) -> str:
     body = text.getvalue()
     body = body[body.index("<svg") :]
     start = body.index(">") + 1
-    view_box = re.search(r'viewBox="([^"]+)"', body[:start])
-    box = "" if view_box is None else view_box.group(0)
-    opening = f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" {box} role="img">'
-    return opening + f"<title>{_escaped(description)}</title>" + TAG.sub(lambda tag: _themed(tag.group(), name), body[start:])
+    width, height = figure.get_size_inches()
+    opening = (
+        '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" role="img" '
+        f'viewBox="0 0 {72 * width:g} {72 * height:g}" style="max-width: {PIXELS_PER_INCH * width:.0f}px">'
+    )
+    drawing = TAG.sub(lambda tag: _themed(tag.group(), name), body[start:])
+    return f"{opening}<title>{escape(description)}</title>{drawing}"
 
 
 def _themed(tag: str, name: str) -> str:

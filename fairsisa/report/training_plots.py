@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
-import numpy as np
+import math
+
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from fairsisa.report.style import BLUE, FAINT, INK, MUTED, PAPER, new_axes, new_panels, plain, series_colours, styled
+from fairsisa.report.content import CURVE_KEYS
+from fairsisa.report.rows import Row, records
+from fairsisa.report.style import (
+    BLUE,
+    DASHED,
+    INK,
+    MUTED,
+    PAPER,
+    WIDTH,
+    figure_of,
+    new_axes,
+    new_panels,
+    plain,
+    series_colours,
+    styled,
+)
+from fairsisa.report.words import duration
 
-WIDTH = 9.0
-CURVE_KEYS = ("shard", "slice", "step", "epoch")
 MOST_LABELLED = 150
+STRONG = 0.68
 
 
 def training_curves(curves: pd.DataFrame) -> Figure:
@@ -39,8 +55,8 @@ def training_curves(curves: pd.DataFrame) -> Figure:
             ax.margins(x=0.02)
     with styled():
         handles, labels = panels[0].get_legend_handles_labels()
-        panels[0].figure.legend(handles, labels, loc="outside right upper", ncols=1 + len(shards) // 14)
-    return panels[0].figure
+        figure_of(panels[0]).legend(handles, labels, loc="outside right upper", ncols=1 + len(shards) // 14)
+    return figure_of(panels[0])
 
 
 def training_grid(training: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
@@ -48,26 +64,27 @@ def training_grid(training: pd.DataFrame, *, ax: Axes | None = None) -> Figure:
 
     `training` has the columns shard, slice, examples, seconds, status ("trained", "reused" or "empty"). A trained
     slice is filled, the darker the longer it took; a reused one, whose checkpoint was already there, is outlined;
-    an empty one, left by deletion, is only a dash. Large grids are drawn without figures.
+    an empty one is dashed. Large grids are drawn without figures.
     """
-    shards, slices = sorted(training["shard"].unique()), sorted(training["slice"].unique())
-    ax = new_axes(ax, min(9.0, 1.6 + 1.15 * len(slices)), 0.9 + 0.42 * len(shards))
-    longest = max(float(training.loc[training["status"] == "trained", "seconds"].max()), 1e-9) if len(training) else 1.0
+    rows = records(training)
+    shards, slices = (sorted({row[name] for row in rows}) for name in ("shard", "slice"))
+    ax = new_axes(ax, min(WIDTH, 1.6 + 1.5 * len(slices)), 0.6 + 0.42 * len(shards))
+    longest = max((row["seconds"] for row in rows if row["status"] == "trained"), default=0.0) or 1.0
     with styled():
-        for row in training.itertuples():
-            corner = (slices.index(row.slice), shards.index(row.shard))
-            strength = 0.15 + 0.7 * np.sqrt(row.seconds / longest) if row.status == "trained" else 0.0
-            _cell(ax, corner, row.status, strength)
-            if len(training) <= MOST_LABELLED:
-                _cell_text(ax, corner, row)
+        for row in rows:
+            corner = (slices.index(row["slice"]), shards.index(row["shard"]))
+            strength = 0.15 + 0.7 * math.sqrt(row["seconds"] / longest)
+            _cell(ax, corner, row["status"], strength)
+            if len(rows) <= MOST_LABELLED:
+                _cell_text(ax, corner, row, strength)
         ax.set(xlim=(-0.02, len(slices) + 0.02), ylim=(len(shards) + 0.02, -0.02))
-        ax.set_xticks(np.arange(len(slices)) + 0.5, [f"slice {number}" for number in slices])
-        ax.set_yticks(np.arange(len(shards)) + 0.5, [f"shard {number}" for number in shards])
+        ax.set_xticks([place + 0.5 for place in range(len(slices))], [f"slice {name}" for name in slices])
+        ax.set_yticks([place + 0.5 for place in range(len(shards))], [f"shard {name}" for name in shards])
         ax.xaxis.tick_top()
-        ax.tick_params(length=0)
+        ax.tick_params(labelcolor=INK, labelsize=9)
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
-    return ax.figure
+    return figure_of(ax)
 
 
 def _running_steps(curves: pd.DataFrame) -> pd.Series:
@@ -79,18 +96,19 @@ def _running_steps(curves: pd.DataFrame) -> pd.Series:
 
 
 def _cell(ax: Axes, corner: tuple[int, int], status: str, strength: float) -> None:
-    looks = {
-        "trained": {"facecolor": BLUE, "alpha": strength, "edgecolor": "none"},
-        "reused": {"facecolor": "none", "edgecolor": MUTED, "linewidth": 0.9},
-        "empty": {"facecolor": "none", "edgecolor": FAINT, "linewidth": 0.9, "linestyle": (0, (3, 3))},
-    }
-    ax.add_patch(Rectangle((corner[0] + 0.03, corner[1] + 0.07), 0.94, 0.86, **looks[status]))
+    box = Rectangle((corner[0] + 0.03, corner[1] + 0.07), 0.94, 0.86, facecolor="none", edgecolor="none")
+    if status == "trained":
+        box.set(facecolor=BLUE, alpha=strength)
+    else:
+        box.set(edgecolor=MUTED, linewidth=0.9, linestyle="-" if status == "reused" else DASHED)
+    ax.add_patch(box)
 
 
-def _cell_text(ax: Axes, corner: tuple[int, int], row: NamedTuple, strength: float) -> None:
-    told = {"trained": duration(row.seconds), "reused": "reused", "empty": "empty"}[row.status]
-    colour = PAPER if strength > STRONG else (INK if row.status == "trained" else MUTED)
-    centre = {"ha": "center", "va": "center", "color": colour}
-    if row.status != "empty":
-        told = f"{row.examples:,} ex. · {told}"
-    ax.text(corner[0] + 0.5, corner[1] + 0.5, told, fontsize=8, **centre)
+def _cell_text(ax: Axes, corner: tuple[int, int], row: Row, strength: float) -> None:
+    colour = MUTED
+    if row["status"] == "trained":
+        colour = PAPER if strength > STRONG else INK
+    told = duration(row["seconds"]) if row["status"] == "trained" else row["status"]
+    if row["status"] != "empty":
+        told = f"{row['examples']:,} ex. · {told}"
+    ax.text(corner[0] + 0.5, corner[1] + 0.5, told, ha="center", va="center", fontsize=8, color=colour)
