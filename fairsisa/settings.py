@@ -208,7 +208,8 @@ def run_settings(config: Mapping[str, Any]) -> RunSettings:
     """
     known = {f.name for f in fields(RunSettings)}
     refuse_unknown("", config, known)
-    parts: dict[str, Any] = {name: settings_from(GROUPS[name], config.get(name, {}), name) for name in known & set(GROUPS)}
+    groups = known & set(GROUPS)
+    parts: dict[str, Any] = {name: settings_from(GROUPS[name], config.get(name, {}), name) for name in groups}
     return RunSettings(seed=_convert(config.get("seed", 0), int, "seed"), data=dict(config["data"]), **parts)
 
 

@@ -215,6 +215,17 @@ def test_posts_of_other_numbers_than_published_are_refused(monkeypatch: pytest.M
         load_hatexplain(cache=tmp_path)
 
 
+def test_published_classes_in_another_split_are_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    labels = ["hatespeech"] * 5_935 + ["offensive"] * 5_480 + ["normal"] * 7_814
+    splits = ["train"] * 15_383 + ["calibration"] * 1_922 + ["test"] * 1_924
+    posts = [Post(str(i), split, "t", label, ()) for i, (label, split) in enumerate(zip(labels, splits, strict=True))]
+    monkeypatch.setattr("fairsisa.data.hatexplain._read_posts", lambda *_: posts)
+    assert len(load_hatexplain(cache=tmp_path)) == 19_229
+    posts[0] = replace(posts[0], split="test")
+    with pytest.raises(DataError, match=r"got .*'train': 15382, 'calibration': 1922, 'test': 1925"):
+        load_hatexplain(cache=tmp_path)
+
+
 def test_an_unknown_task_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="expected a task of binary, three_class, got 'toxicity'"):
         load_hatexplain(cache=tmp_path, task="toxicity")

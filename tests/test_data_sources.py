@@ -3,6 +3,7 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
+import socket
 import subprocess
 import threading
 from collections.abc import Iterator
@@ -103,12 +104,30 @@ def test_a_missing_page_is_refused(served: SourceFile, tmp_path: Path) -> None:
         locate(replace(served, url=served.url + "/no"), cache=tmp_path)
 
 
-def test_without_network_the_message_names_the_cure(
-    served: SourceFile, server: http.server.ThreadingHTTPServer, tmp_path: Path
+def test_without_network_the_message_names_the_cure(served: SourceFile, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        port = closed.getsockname()[1]
+    with pytest.raises(DataError, match=r"Cannot download .*refused.*Connect to the network, or set FAIRSISA_DATA"):
+        locate(replace(served, url=f"http://127.0.0.1:{port}/whole"), cache=tmp_path, timeout=2.0)
+    assert files_under(tmp_path) == []
+
+
+def test_an_interrupted_write_leaves_nothing(
+    served: SourceFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.socket.close()
-    with pytest.raises(DataError, match="Connect to the network, or set FAIRSISA_DATA"):
-        locate(replace(served, url="http://127.0.0.1:9/nothing"), cache=tmp_path, timeout=2.0)
+    whole: list[bytes] = []
+
+    def interrupted(partial: Path, target: Path) -> None:
+        assert target == tmp_path / "corpus" / "table.csv"
+        whole.append(partial.read_bytes())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "replace", interrupted)
+        locate(served, cache=tmp_path)
+    assert whole == [CONTENT]
+    assert files_under(tmp_path) == []
+    assert read_source(served, cache=tmp_path) == CONTENT
 
 
 @pytest.mark.parametrize("url", ["http://example.org/a", "ftp://127.0.0.1/a", "data:,abc", "/etc/hostname"])

@@ -110,7 +110,7 @@ def smallest_capacity_shards(risks: list[Fraction], num_shards: int) -> list[lis
 
 
 @given(cases())
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 def test_every_train_example_is_dealt_once_and_no_other(case):
     examples, options = case
     partition = dealt(examples, options)
@@ -122,7 +122,7 @@ def test_every_train_example_is_dealt_once_and_no_other(case):
 
 
 @given(cases())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_no_subject_is_split(case):
     examples, options = case
     partition = dealt(examples, options)
@@ -133,7 +133,7 @@ def test_no_subject_is_split(case):
 
 
 @given(cases(), st.data())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_removal_moves_no_other(case, data):
     partition = dealt(*case)
     gone = data.draw(st.sets(st.sampled_from(partition.example_ids)))
@@ -146,7 +146,7 @@ def test_removal_moves_no_other(case, data):
 
 
 @given(cases(), st.data())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_uniform_partition_of_what_is_left_is_what_is_left_of_the_partition(case, data):
     examples, options = case
     options |= {"strategy": "uniform", "sensitive_feature": None}
@@ -159,7 +159,7 @@ def test_uniform_partition_of_what_is_left_is_what_is_left_of_the_partition(case
 
 
 @given(cases(), st.randoms())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_order_of_rows_does_not_matter(case, random):
     examples, options = case
     rows = list(range(len(examples)))
@@ -169,7 +169,7 @@ def test_order_of_rows_does_not_matter(case, random):
 
 
 @given(cases(), st.randoms())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_frame_brings_the_partition_back(case, random):
     partition = dealt(*case)
     frame = partition.frame()
@@ -225,7 +225,7 @@ strata = st.tuples(st.integers(0, 1), st.sampled_from(["f", "m", None]))
 
 
 @given(st.lists(strata, min_size=8, max_size=60), st.integers())
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_strata_are_even_over_shards_and_slices(pairs, seed):
     labels, groups = zip(*pairs, strict=True)
     assume(len(set(labels)) == 2)
@@ -266,7 +266,7 @@ risks_in_sixteenths = st.lists(st.integers(0, 16), min_size=1, max_size=14)
 
 
 @given(risks_in_sixteenths, st.integers(1, 5))
-@settings(deadline=None, max_examples=300)
+@settings(deadline=None, max_examples=200)
 def test_shards_by_risk_are_those_of_algorithm_1(sixteenths, num_shards):
     risks = sorted(Fraction(n, 16) for n in sixteenths)
     expected = smallest_capacity_shards(risks, num_shards)
@@ -281,7 +281,7 @@ def test_shards_by_risk_are_those_of_algorithm_1(sixteenths, num_shards):
 
 
 @given(st.lists(st.floats(0.001, 1.0), min_size=4, max_size=9, unique=True), st.integers(2, 4))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_no_cut_by_risk_has_a_smaller_largest_shard(values, num_shards):
     risks = np.sort(np.asarray(values))
     try:
@@ -295,7 +295,7 @@ def test_no_cut_by_risk_has_a_smaller_largest_shard(values, num_shards):
 
 
 @given(st.lists(st.integers(0, 64), min_size=12, max_size=60), st.integers(1, 4), st.integers(0, 5))
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 def test_likelier_deletions_come_in_later_slices(sixty_fourths, num_slices, seed):
     risks = [n / 64 for n in sixty_fourths]
     options = {"num_shards": 2, "num_slices": num_slices, "strategy": "risk_aware", "seed": seed}

@@ -92,7 +92,7 @@ def _small_cell_cautions(evaluation: Evaluation) -> Iterator[str]:
         features = listed([name or "all examples" for name in dict.fromkeys(small)])
         yield (
             f"{count(len(small), 'cell')} (a group and a label) {'has' if len(small) == 1 else 'have'} fewer than "
-            f"{SMALL_CELL} examples ({features}): rates there are mostly noise. The cells are listed below."
+            f"{SMALL_CELL} examples ({features}): rates there are mostly noise. See the table of cells with few examples."
         )
 
 

@@ -19,7 +19,7 @@ from fairsisa.report.words import LIMITS, MEANINGS, METRIC_NAMES, TERMS
 
 __all__ = ["Fact", "RunReport", "write_report"]
 
-MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|~$!&])")
+MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]<>#|~$&]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def write_report(directory: Path, content: RunReport) -> tuple[Path, Path, Path]:
@@ -62,7 +62,7 @@ def _tables(content: RunReport) -> dict[str, tables.Table]:
 
 def markdown_text(text: object) -> str:
     """Return text that Markdown shows as it stands, on one line."""
-    return MARKDOWN_SPECIAL.sub(r"\\\1", " ".join(str(text).split()))
+    return MARKDOWN_SPECIAL.sub(r"\\\g<0>", " ".join(str(text).split()))
 
 
 def code_block(lines: list[str]) -> str:

@@ -57,7 +57,7 @@ def forest(table: pd.DataFrame, *, title: str = "", colours: Sequence[str] = (),
         label_rows(ax, [row["label"] for row in rows])
         for place, (row, colour) in enumerate(zip(rows, chosen, strict=True)):
             _interval(ax, place, (row["value"], row["low"], row["high"]), colour)
-        ax.set_title(plain(title))
+        ax.set_title("\n".join(plain(line) for line in title.split("\n")))
         ax.set_xlim(*_range(table[["value", "low", "high"]].to_numpy(dtype=float)))
     return figure_of(ax)
 
@@ -202,8 +202,9 @@ def _range(values: np.ndarray) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     span = max(high - low, 0.02)
-    start = -0.02 * high if 0 <= low < span else low - 0.1 * span
-    return start, high + 0.38 * (high - start)
+    start = 0.0 if 0 <= low < span else low - 0.1 * span
+    width = max(high - start, span)
+    return start - 0.02 * width, start + 1.4 * width
 
 
 def _rate_axes(ax: Axes, title: str, sizes: dict[tuple[str, str], int]) -> None:

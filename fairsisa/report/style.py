@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -16,6 +17,7 @@ INK, MUTED, FAINT, PAPER = "#1f2328", "#667079", "#dfe3e8", "#ffffff"
 SERIES = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, INK, MUTED)
 ROW_HEIGHT = 0.27
 WIDTH = 9.0
+MOST_LETTERS = 42
 DASHED = (0, (4, 3))
 
 STYLE = {
@@ -56,8 +58,12 @@ STYLE = {
 
 @contextmanager
 def styled() -> Iterator[None]:
-    """Draw and save inside this context: matplotlib's global settings are untouched outside it."""
-    with mpl.rc_context(STYLE):
+    """Draw and save inside this context: matplotlib's global settings are untouched outside it.
+
+    matplotlib warns of letters its own font lacks; here the reader's browser brings the font, so that is no news.
+    """
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
 
 
@@ -83,8 +89,13 @@ def figure_of(ax: Axes) -> Figure:
 
 
 def plain(text: str) -> str:
-    """Return text that matplotlib draws as it stands: a pair of dollar signs would start a formula."""
-    return text.replace("$", r"\$")
+    """Return text that matplotlib draws as it stands, on one line, cut if it is very long.
+
+    A pair of dollar signs would start a formula, so they are escaped.
+    """
+    line = " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
+    shown = line if len(line) <= MOST_LETTERS else line[: MOST_LETTERS - 1] + "…"
+    return shown.replace("$", r"\$")
 
 
 def series_colours(number: int) -> list[str]:

@@ -56,7 +56,7 @@ def quality_table(evaluation: Evaluation) -> Table:
     """Show how good every predictor's decisions and scores are."""
     rows = _metric_rows(evaluation.metrics, evaluation.predictors, [(EVERYONE, metric) for metric in QUALITIES])
     columns = ("predictor", *(METRIC_NAMES[metric] for metric in QUALITIES))
-    return Table("Quality of every predictor", columns, tuple(rows))
+    return Table("Accuracy, ranking and calibration", columns, tuple(rows))
 
 
 def predictor_differences_table(report: RunReport) -> Table:

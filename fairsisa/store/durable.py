@@ -16,6 +16,7 @@ CURES = {
     errno.ENOSPC: "free disk space",
     errno.EDQUOT: "free disk space or raise the quota",
     errno.EROFS: "mount the file system for writing",
+    errno.ENOTDIR: "move away the file that stands where a folder should",
     errno.EACCES: "give this user the right to read and write there",
 }
 

@@ -1,0 +1,141 @@
+"""From the words of a command to a checked config: the only module that sees Hydra, with `sweeping`."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fairsisa.errors import ConfigError
+from fairsisa.settings import GROUPS, EvaluationSettings, nearest, plain
+
+ALLOWED_TARGETS = frozenset(
+    {
+        "pytorch_lightning.loggers.CSVLogger",
+        "pytorch_lightning.loggers.WandbLogger",
+        "pytorch_lightning.loggers.TensorBoardLogger",
+    }
+)
+"""The only classes a config may name: what is instantiated decides what code runs."""
+
+
+def compose(root: str, overrides: Sequence[str]) -> dict[str, Any]:
+    """Return the config of a verb under the given overrides, as plain values.
+
+    Raises:
+        ConfigError: when an override is misspelt, naming the nearest key or option, or a value that a person must
+            give is missing.
+    """
+    register_defaults()
+    for override in overrides:
+        if "=" not in override and not override.startswith("~"):
+            raise ConfigError(f"Expected settings written key=value, got {override!r}; see fairsisa --help.")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+        try:
+            return plain_config(hydra.compose(config_name=root, overrides=list(overrides)))
+        except (HydraException, OmegaConfBaseException) as error:
+            known = plain_config(hydra.compose(config_name=root), missing_is_error=False)
+            raise ConfigError(_explained(error, overrides, known)) from error
+
+
+def defaults_of(root: str) -> dict[str, Any]:
+    """Return a verb's config as it stands, with "???" where a person must give a value."""
+    register_defaults()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
+        return plain_config(hydra.compose(config_name=root), missing_is_error=False)
+
+
+def plain_config(config: DictConfig, *, missing_is_error: bool = True) -> dict[str, Any]:
+    """Return a config as plain values, interpolations resolved.
+
+    Raises:
+        ConfigError: naming the keys, when values that a person must give are missing.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing and missing_is_error:
+        raise ConfigError(f"Set {', '.join(f'{key}=...' for key in missing)}: only you can know.")
+    values = OmegaConf.to_container(config, resolve=True)
+    if not isinstance(values, dict):
+        raise ConfigError(f"Expected the config to be a mapping, got {type(values).__name__}.")
+    return {str(key): value for key, value in values.items()}
+
+
+def config_folder() -> Path:
+    """Return the folder of configs: in the installed package, or beside it in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    found = [folder for folder in (package / "conf", package.parent / "conf") if (folder / "train.yaml").is_file()]
+    if not found:
+        raise ConfigError(f"The configs of fairsisa are in neither {package / 'conf'} nor beside it: reinstall it.")
+    return found[0]
+
+
+def options() -> dict[str, list[str]]:
+    """Return the choices of each config group, by name."""
+    folders = [folder for folder in config_folder().iterdir() if folder.is_dir()]
+    named = {folder.name: sorted(path.stem for path in folder.glob("*.yaml")) for folder in folders}
+    return named | {group: [*named.get(group, []), "base"] for group in GROUPS}
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield (dotted key, value) of every setting."""
+    if not isinstance(node, dict) or not node:
+        yield prefix, node
+        return
+    for key, value in node.items():
+        yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+
+
+def register_defaults() -> None:
+    """Give Hydra the defaults that the settings' dataclasses hold, as the option `base` of each group."""
+    store = ConfigStore.instance()
+    for group, kind in GROUPS.items():
+        store.store(group=group, name="base", node=plain(kind()))
+    store.store(group="evaluation", name="as_trained", node=dict.fromkeys(plain(EvaluationSettings())))
+
+
+def instantiate_loggers(nodes: Mapping[str, Any], run: Path) -> list[Any]:
+    """Return the Lightning loggers that a config names, saving into `run`.
+
+    Raises:
+        ConfigError: when a `_target_` is not one of `ALLOWED_TARGETS`, or stands anywhere but on top.
+    """
+    loggers = []
+    for name, node in nodes.items():
+        values = dict(node)
+        target = str(values.pop("_target_", None))
+        if target not in ALLOWED_TARGETS:
+            raise ConfigError(f"logger.{name}._target_={target} is not allowed.{nearest(target, ALLOWED_TARGETS)}")
+        nested = [key for key, _ in leaves(values) if "_target_" in key]
+        if nested:
+            raise ConfigError(f"logger.{name}.{nested[0]} is not allowed: a logger's settings are plain values.")
+        module, _, kind = target.rpartition(".")
+        run.mkdir(parents=True, exist_ok=True)
+        loggers.append(getattr(importlib.import_module(module), kind)(**values, save_dir=str(run)))
+    return loggers
+
+
+def _explained(error: Exception, overrides: Sequence[str], known: Mapping[str, Any]) -> str:
+    groups, keys = options(), set(_inner_keys(known))
+    for override in overrides:
+        key, _, value = override.lstrip("+~").partition("=")
+        if key in groups and value and not value.startswith(("[", "{")) and value not in (*groups[key], "null"):
+            return f"Unknown {key} {value!r}.{nearest(value, groups[key])}"
+        if key not in keys and key not in groups and not override.startswith("+"):
+            return f"Unknown setting {key!r}.{nearest(key, [*keys, *groups])}"
+    return str(error).split("\n\n", maxsplit=1)[0].replace("\n", " ")
+
+
+def _inner_keys(config: Mapping[str, Any]) -> Iterator[str]:
+    for key, _ in leaves(dict(config)):
+        parts = key.split(".")
+        yield from (".".join(parts[: count + 1]) for count in range(len(parts)))

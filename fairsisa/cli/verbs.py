@@ -1,0 +1,136 @@
+"""One function per verb: composed settings in, a call to the Python API, a few lines on the terminal."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from fairsisa.cli.composing import instantiate_loggers
+from fairsisa.cli.printing import print_rows, say
+from fairsisa.data.corpora import list_corpora, load_corpus
+from fairsisa.data.summary import describe_examples
+from fairsisa.execution import Report
+from fairsisa.report.content import RunReport
+from fairsisa.report.findings import headline
+from fairsisa.report.progress import training_progress
+from fairsisa.runs.directory import Run
+from fairsisa.runs.evaluating import evaluate_run
+from fairsisa.runs.logging import log_result, logged, metrics_handler
+from fairsisa.runs.training import data_root, train_run
+from fairsisa.settings import (
+    EvaluationSettings,
+    ExecutionSettings,
+    PathSettings,
+    RunSettings,
+    plain,
+    run_settings,
+    settings_from,
+)
+from fairsisa.store import Store
+from fairsisa.tables import write_examples
+
+RUN_KEYS = ("seed", "data", "model", "partition", "trainer", "evaluation")
+Config = Mapping[str, Any]
+
+
+def train(config: Config, overrides: Sequence[str]) -> None:
+    """Train, evaluate and report a run."""
+    settings = run_settings({key: config[key] for key in RUN_KEYS})
+    paths = settings_from(PathSettings, config["paths"], "paths")
+    execution = settings_from(ExecutionSettings, config["execution"], "execution")
+    run = Run(run_directory(config, overrides))
+    say(f"run: {run.directory}")
+    loggers = instantiate_loggers(config["logger"], run.directory)
+    command = " ".join(["fairsisa", "train", *overrides])
+    with logged(loggers, settings), _progress(settings) as show:
+        log = metrics_handler(loggers)
+
+        def on_event(event: Any) -> None:
+            show(event)
+            log(event)
+
+        train_run(settings, run, paths=paths, execution=execution, on_event=on_event, command=command)
+        report = evaluate_run(run, execution=execution, on_event=on_event)
+        log_result(loggers, run.ensemble, report)
+    _show(report, run)
+
+
+def evaluate(config: Config, overrides: Sequence[str]) -> None:
+    """Measure and report a trained run again."""
+    run = Run(config["run"])
+    asked = {key: value for key, value in config["evaluation"].items() if value is not None}
+    settings = settings_from(EvaluationSettings, plain(run.settings.evaluation) | asked, "evaluation")
+    execution = settings_from(ExecutionSettings, config["execution"], "execution")
+    with _progress(run.settings) as show:
+        report = evaluate_run(run, settings=settings, execution=execution, on_event=show)
+    _show(report, run)
+
+
+def data_list(config: Config, overrides: Sequence[str]) -> None:
+    """Print the corpora."""
+    print_rows(list_corpora())
+
+
+def data_prepare(config: Config, overrides: Sequence[str]) -> None:
+    """Load and check a corpus, write its examples table and print its counts."""
+    paths = settings_from(PathSettings, config["paths"], "paths")
+    examples = load_corpus(config["data"], root=data_root(paths), cache=Path(paths.cache).expanduser())
+    out = Path(str(config["out"] or Path(paths.root) / "data" / f"{examples.name}.parquet")).expanduser()
+    write_examples(examples, out)
+    print_rows(describe_examples(examples))
+    say(f"examples table: {out}")
+
+
+def store_ls(config: Config, overrides: Sequence[str]) -> None:
+    """Print the artefacts of a store."""
+    paths = settings_from(PathSettings, config["paths"], "paths")
+    store = Run(config["run"]).store if config["run"] else Store(Path(paths.store).expanduser())
+    entries = list(store.entries())
+    rows = [
+        {
+            "name": entry.name[:12],
+            "kind": entry.kind,
+            "examples": f"{entry.num_examples:,}",
+            "KiB": f"{entry.num_bytes / 1024:,.1f}",
+            "made from": " ".join(parent[:12] for parent in entry.parents),
+            "made": entry.created,
+        }
+        for entry in entries
+    ]
+    print_rows(rows)
+    say(f"{len(rows)} artefacts, {sum(entry.num_bytes for entry in entries) / 2**20:,.1f} MiB in {store.root}")
+
+
+def run_directory(config: Config, overrides: Sequence[str]) -> Path:
+    """Return `run` if given; else a folder named after the experiment and a digest of all that decides its results.
+
+    So the same command goes on where it stopped, and another one starts another run.
+    """
+    if config["run"]:
+        return Path(str(config["run"])).expanduser()
+    decided = json.dumps({key: config[key] for key in RUN_KEYS}, sort_keys=True)
+    source = Path(str(config["data"].get("path") or "")).expanduser()
+    content = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else ""
+    digest = hashlib.sha256((decided + content).encode()).hexdigest()[:8]
+    words = [override.lstrip("+").partition("=") for override in overrides]
+    chosen = [value for key, _, value in words if key == "experiment"]
+    name = chosen[-1] if chosen else str(config["data"]["name"])
+    return Path(str(config["paths"]["root"])).expanduser() / f"{re.sub(r'[^a-zA-Z0-9_-]', '-', name)}-{digest}"
+
+
+def _show(report: RunReport, run: Run) -> None:
+    for sentence in headline(report):
+        say(sentence)
+    say(f"report: {run.path('report.html')}")
+
+
+def _progress(settings: RunSettings) -> AbstractContextManager[Report]:
+    slices = {f"shard-{index}": settings.partition.num_slices for index in range(settings.partition.num_shards)}
+    return training_progress(slices | {f"baseline-{name}": 1 for name in settings.evaluation.baselines}, Console())

@@ -1,0 +1,255 @@
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from fairsisa.errors import CorruptArtefactError, MissingArtefactError, StoreError
+from fairsisa.store import Store
+from fairsisa.store.durable import write_durably
+from filelock import FileLock
+
+from store_cases import WEIGHTS, files_under, lineage, path_of, put_tree, same
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store")
+
+
+# Damage
+
+
+def flip(path: Path, index: int = -1) -> None:
+    data = bytearray(path.read_bytes())
+    data[index] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_a_flipped_bit_in_the_payload_is_found(store):
+    name = store.put(lineage(), WEIGHTS)
+    path = path_of(store, name, ".safetensors")
+    flip(path)
+    assert store.has(name)  # its size is right; only reading it tells
+    message = f"{path} has SHA-256 .*, its manifest says .*: purge {name}, and it will be made again"
+    for read in (store.get, store.check):
+        with pytest.raises(CorruptArtefactError, match=message):
+            read(name)
+    assert set(store.verify()) == {name}
+
+
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:-1]), Path.unlink])
+def test_a_torn_or_missing_payload_does_not_exist(store, damage: Callable[[Path], Any]):
+    name = store.put(lineage(), WEIGHTS)
+    damage(path_of(store, name, ".safetensors"))
+    assert not store.has(name)
+    assert store.names() == ()
+    with pytest.raises(CorruptArtefactError, match=f"{name}.safetensors (has SHA-256|is missing).*purge {name}"):
+        store.get(name)
+
+
+def test_every_bit_of_a_manifest_counts(store):
+    made = lineage(ids=("x",))
+    name = store.put(made, WEIGHTS, {"same_as": "y"}, environment={"torch": "2"})
+    path = path_of(store, name, ".json")
+    whole = path.read_bytes()
+    for index in range(len(whole)):
+        path.write_bytes(whole)
+        flip(path, index)
+        with pytest.raises(StoreError, match=f"{name}.json (is no manifest|does not fit|has format)"):
+            store.manifest(name)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "7", "null", "{}", '{"format": 1}', "[" * 100_000, "\xff"])
+def test_a_truncated_or_foreign_manifest_does_not_exist(store, text):
+    name = store.put(lineage(), WEIGHTS)
+    path_of(store, name, ".json").write_text(text, encoding="latin-1")
+    assert not store.has(name)
+    assert set(store.verify()) == {name}
+    with pytest.raises(CorruptArtefactError, match=f"{name}.json is no manifest .*: purge {name}"):
+        store.get(name)
+
+
+def test_a_manifest_under_another_name_is_refused(store):
+    name, other = store.put(lineage(), WEIGHTS), store.put(lineage("other"), WEIGHTS)
+    path_of(store, other, ".json").write_bytes(path_of(store, name, ".json").read_bytes())
+    assert not store.has(other)
+    with pytest.raises(CorruptArtefactError, match=f"{other}.json does not fit its seal, or its contents make {name}"):
+        store.get(other)
+
+
+def test_a_manifest_of_a_later_format_asks_for_an_upgrade(store):
+    name = store.put(lineage(), WEIGHTS)
+    path = path_of(store, name, ".json")
+    path.write_text(path.read_text().replace('"format":1', '"format":2'))
+    with pytest.raises(StoreError, match="has format 2; this fairsisa reads 1: upgrade fairsisa"):
+        store.has(name)
+
+
+def test_a_payload_that_is_no_safetensors_file_is_refused(store, monkeypatch):
+    monkeypatch.setattr("fairsisa.store.directory.to_bytes", lambda tensors: b"junk")
+    name = store.put(lineage(), WEIGHTS)
+    with pytest.raises(CorruptArtefactError, match="is no safetensors file"):
+        store.get(name)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_making_it_again_heals_a_damaged_artefact(store, suffix):
+    parent = store.put(lineage("parent"), WEIGHTS)
+    store.put(lineage("child", (parent,)), WEIGHTS)
+    flip(path_of(store, parent, suffix), 60)
+    assert set(store.verify()) == {parent}
+    store.put(lineage("parent"), WEIGHTS)
+    assert store.verify() == {}
+    assert same(store.get(parent), WEIGHTS)
+
+
+def test_damage_hides_nothing_from_a_deletion(store):
+    names = put_tree(store)
+    path_of(store, names["c"], ".json").write_text("{}")
+    for ask in (
+        lambda: store.find(["id-a"]),
+        lambda: store.descendants([names["a"]]),
+        lambda: store.purge([names["a"]]),
+    ):
+        with pytest.raises(CorruptArtefactError, match=f"purge {names['c']}, and"):
+            ask()
+    assert set(store.purge([names["c"]]).names) == {names[label] for label in "cde"}
+    assert set(store.find(["id-a"])) == {names["a"], names["b"]}
+
+
+def test_a_lost_ancestor_is_not_passed_over(store):
+    names = put_tree(store)
+    for suffix in (".json", ".safetensors"):
+        path_of(store, names["b"], suffix).unlink()
+    with pytest.raises(CorruptArtefactError, match=f"names a parent that is not in the store: purge {names['d']}"):
+        store.find(["id-f"])
+    with pytest.raises(MissingArtefactError, match=f"Expected an artefact {names['b']}"):
+        store.example_ids(names["e"])
+
+
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_symbolic_links_are_refused(store, tmp_path, depth):
+    name = store.put(lineage(), WEIGHTS)
+    path = path_of(store, name, ".json")
+    linked = [path, *path.parents][depth]
+    linked.rename(tmp_path / "elsewhere")
+    linked.symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(StoreError, match=f"{linked} is a symbolic link, and the store follows none"):
+        store.get(name)
+
+
+# A disk that refuses
+
+
+class Refusing:
+    def __init__(self, code: int, allowed: int = 0) -> None:
+        self.code, self.allowed, self.fired = code, allowed, False
+
+    def __call__(self, *args: Any, **options: Any) -> None:
+        self.allowed -= 1
+        if self.allowed < 0:
+            self.fired = True
+            raise OSError(self.code, os.strerror(self.code), "the disk")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace", "mkdir"])
+@pytest.mark.parametrize(
+    ("code", "cure"), [(errno.ENOSPC, "free disk space"), (errno.EROFS, "mount the file system for writing")]
+)
+def test_a_refusing_disk_is_explained_and_leaves_nothing_half_visible(store, monkeypatch, call, code, cure):
+    refusing = Refusing(code)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, refusing)
+        with pytest.raises(
+            StoreError, match=f"Could not put checkpoint .*{os.strerror(code)}.*; {cure}, then run it again"
+        ):
+            store.put(lineage(), WEIGHTS)
+    assert refusing.fired
+    assert not store.has(lineage().name)
+    assert files_under(store.root) == set()
+    assert same(store.get(store.put(lineage(), WEIGHTS)), WEIGHTS)
+
+
+@pytest.mark.parametrize("allowed", range(3))
+def test_a_disk_that_fills_up_on_the_way_leaves_nothing_half_visible(store, monkeypatch, allowed):
+    store.put(lineage("first"), WEIGHTS)
+    refusing = Refusing(errno.ENOSPC, allowed)
+    replace = os.replace
+    with monkeypatch.context() as patch:
+        # the 1st and 2nd call move payload and manifest into place, the 3rd never comes
+        patch.setattr(os, "replace", lambda *paths: (refusing(), replace(*paths)))
+        if allowed < 2:
+            with pytest.raises(StoreError, match=r"Could not put .* free disk space") as caught:
+                store.put(lineage(), WEIGHTS)
+            assert isinstance(caught.value.__cause__, OSError)
+        else:
+            store.put(lineage(), WEIGHTS)
+    assert refusing.fired == (allowed < 2)
+    assert store.has(lineage().name) == (allowed == 2)
+    assert store.verify() == {}
+    assert [path for path in files_under(store.root) if path.suffix == ".partial"] == []
+
+
+def test_a_folder_that_cannot_be_read_is_no_empty_folder(store, monkeypatch):
+    names = put_tree(store)
+    refusing = Refusing(errno.EACCES)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "iterdir", refusing)
+        with pytest.raises(StoreError, match=r"Could not .*Permission denied.*give this user the right"):
+            store.find(["id-a"])
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_bytes", refusing)
+        with pytest.raises(StoreError, match=r"Could not read .*json: .*Permission denied"):
+            store.get(names["a"])
+    assert refusing.fired
+
+
+def test_a_root_that_is_a_file_is_explained(tmp_path):
+    (tmp_path / "store").write_text("")
+    with pytest.raises(StoreError, match=r"Not a directory.*; move away the file that stands where a folder should"):
+        Store(tmp_path / "store").put(lineage(), WEIGHTS)
+
+
+def test_a_store_in_use_is_explained(store):
+    name = store.put(lineage(), WEIGHTS)
+    waiting = Store(store.root, patience=0.05)
+    with FileLock(store.root / ".lock"), pytest.raises(StoreError, match=r"another command has been at it for 0\.05 s"):
+        waiting.purge([name])
+    assert waiting.purge([name]).names == (name,)
+
+
+def test_write_durably_replaces_whole_files(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "pointer.json"
+    write_durably(path, b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", Refusing(errno.ENOSPC))
+        with pytest.raises(OSError, match="No space left"):
+            write_durably(path, b"new")
+    assert path.read_bytes() == b"old"
+    write_durably(path, b"new")
+    assert list(path.parent.iterdir()) == [path]
+    assert path.read_bytes() == b"new"
+
+
+def test_puts_that_race_with_other_bytes_leave_one_whole_artefact(store, monkeypatch):
+    rival = Store(store.root)
+    other = {"weight": torch.zeros(2, 3)}
+    keeps = Store._keeps
+    answers: list[bool] = []
+
+    def late(self: Store, manifest: Any) -> bool:
+        answers.append(keeps(self, manifest))
+        if len(answers) == 1:  # the name was free a moment ago; now somebody else takes it
+            rival.put(lineage(), other)
+        return answers[0] if len(answers) == 1 else answers[-1]
+
+    monkeypatch.setattr(Store, "_keeps", late)
+    with pytest.raises(StoreError, match="not deterministic"):
+        store.put(lineage(), WEIGHTS)
+    assert same(store.get(lineage().name), other)
+    assert store.verify() == {}
