@@ -129,7 +129,9 @@ def main() -> None:
                 rows = np.random.default_rng(seed).permutation(train_rows)
                 for shard in range(options.shards):
                     own = inputs.take(rows[shard::NUM_SHARDS])
-                    blocks = tuple((tuple(part.tolist()),) for part in np.array_split(np.array(own.example_ids), num_slices))
+                    blocks = tuple(
+                        (tuple(part.tolist()),) for part in np.array_split(np.array(own.example_ids), num_slices)
+                    )
                     contents = dict(zip(own.example_ids, own.contents, strict=True))
                     chain = Chain(f"shard-{shard}", blocks, contents, model, trainer, base, 2, seed, Path(folder))
                     jobs.append(Job(name, seed, ShardTask(chain, own, tokenizer.pad_token_id), held_out))

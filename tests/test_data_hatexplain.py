@@ -222,7 +222,7 @@ def test_published_classes_in_another_split_are_refused(monkeypatch: pytest.Monk
     monkeypatch.setattr("fairsisa.data.hatexplain._read_posts", lambda *_: posts)
     assert len(load_hatexplain(cache=tmp_path)) == 19_229
     posts[0] = replace(posts[0], split="test")
-    with pytest.raises(DataError, match=r"got .*'train': 15382, 'calibration': 1922, 'test': 1925"):
+    with pytest.raises(DataError, match=r"got .*'test': 1925, 'train': 15382, 'calibration': 1922"):
         load_hatexplain(cache=tmp_path)
 
 

@@ -122,9 +122,10 @@ def test_an_interrupted_write_leaves_nothing(
         whole.append(partial.read_bytes())
         raise KeyboardInterrupt
 
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch:
         patch.setattr(Path, "replace", interrupted)
-        locate(served, cache=tmp_path)
+        with pytest.raises(KeyboardInterrupt):
+            locate(served, cache=tmp_path)
     assert whole == [CONTENT]
     assert files_under(tmp_path) == []
     assert read_source(served, cache=tmp_path) == CONTENT
@@ -179,9 +180,11 @@ def test_a_damaged_file_is_refused_with_a_cure(served: SourceFile, tmp_path: Pat
         locate(served, cache=tmp_path)
     with pytest.raises(ChecksumError, match=r"table\.csv: expected .* got sha256:.*Replace it by http"):
         locate(served, root=tmp_path, cache=tmp_path / "cache")
-    (tmp_path / "corpus" / "table.csv.gz").write_bytes(gzip.compress(CONTENT)[:-9])
-    with pytest.raises(ChecksumError, match="not a whole gzip file"):
-        locate(served, root=tmp_path, cache=tmp_path / "cache")
+    packed = gzip.compress(CONTENT)
+    for damaged in (packed[:-9], packed[:20] + b"\xff\xff\xff\xff" + packed[24:], b"no gzip at all"):
+        (tmp_path / "corpus" / "table.csv.gz").write_bytes(damaged)
+        with pytest.raises(ChecksumError, match="not a whole gzip file"):
+            locate(served, root=tmp_path, cache=tmp_path / "cache")
 
 
 def test_git_itself_agrees(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from fairsisa.data.tabular_specs import (
     TableSpec,
     drop_identifying_columns,
 )
-from fairsisa.errors import DataError
+from fairsisa.errors import ChecksumError, DataError
 from fairsisa.tables import Examples
 
 SPEC_OF = {spec.name: spec for spec in SPECS}
@@ -171,15 +171,28 @@ def test_the_identifying_columns_of_compas_are_dropped_byte_for_byte(data_root: 
     csv.writer(upstream, lineterminator="\n").writerows(rows)
     assert upstream.getvalue().encode() != kept
     assert drop_identifying_columns(upstream.getvalue().encode()) == kept
+    assert drop_identifying_columns(kept) == kept
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [(b"id,age\n1,2\n", "expected the columns name, first"), (b"", "not found"), (b"\xff\xfe", "no CSV table")],
-)
-def test_another_file_than_compas_is_refused(content: bytes, message: str) -> None:
-    with pytest.raises(DataError, match=f"compas: .*{message}"):
+@pytest.mark.real_data
+def test_compas_is_read_from_its_original_file_too(data_root: Path, tmp_path: Path) -> None:
+    kept = gzip.decompress((data_root / COMPAS.files[0].source.path).read_bytes()).decode()
+    original = tmp_path / "compas" / "compas-scores-two-years.csv"
+    original.parent.mkdir()
+    head, *lines = kept.splitlines()
+    original.write_text("\n".join(["name," + head, *("jane roe," + line for line in lines), ""]))
+    with_names, without = (load_tabular(COMPAS, root=root, cache=tmp_path) for root in (tmp_path, data_root))
+    assert with_names.frame.equals(without.frame)
+    original.write_text(original.read_text() + "jane roe,1\n")
+    with pytest.raises(ChecksumError, match=r"compas-scores-two-years\.csv: expected content with sha256:a5e5c34b"):
+        load_tabular(COMPAS, root=tmp_path, cache=tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"\xff\xfe", b'a,b\n"c'])
+def test_what_is_no_table_is_refused(content: bytes) -> None:
+    with pytest.raises(DataError, match="compas: the file is no CSV table"):
         drop_identifying_columns(content)
+    assert drop_identifying_columns(b"") == b""
 
 
 MADE = TableSpec(

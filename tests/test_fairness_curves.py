@@ -24,7 +24,7 @@ def make_case(seed, num_classes):
     return held, Predictor("mean_score", scores.argmax(axis=1), scores)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 4))
 def test_roc_curves_equal_sklearn(seed, num_classes):
     held, predictor = make_case(seed, num_classes)
@@ -59,7 +59,7 @@ def test_straight_stretches_are_left_out_and_a_group_with_one_label_has_no_curve
     assert corners == pytest.approx(np.array([[np.inf, 0, 0], [0.7, 0, 0.75], [0.4, 1, 0.75], [0.3, 1, 1]]))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(0, 2**32 - 1))
 def test_reliability_equals_sklearn_and_adds_up_to_the_calibration_error(seed):
     held, predictor = make_case(seed, 2)

@@ -105,7 +105,7 @@ def test_the_tables_have_a_row_for_everything_that_was_asked(num_classes):
     assert (perfect[perfect["metric"] == "equalized_odds_difference"]["value"] == 0.0).all()
 
 
-@settings(max_examples=20)
+@settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(2, 4), st.integers(2, 3))
 def test_rates_by_group_are_those_of_the_rows_in_the_group(seed, num_classes, num_groups):
     held, predictions = make_case(seed, num_classes=num_classes, num_groups=num_groups)
@@ -201,6 +201,7 @@ def test_without_sensitive_features_quality_is_still_measured():
     assert found.by_group["group"].unique().tolist() == [""]
 
 
+@settings(deadline=None)
 @given(st.integers(2, 5), st.integers(2, 4), st.integers(0, 2**32 - 1))
 def test_disagreement_is_the_mean_over_pairs(num_constituents, num_classes, seed):
     votes = np.random.default_rng(seed).integers(num_classes, size=(12, num_constituents))
@@ -236,6 +237,9 @@ def test_paired_differences_use_the_same_draws_and_are_tighter():
     assert list(table.columns) == ["predictor", "baseline", "sensitive_feature", "metric", *INTERVAL_COLUMNS]
     assert set(table["baseline"]) == {first.name}
     assert len(table) == len(found.metrics) * 3 // 4
+    chosen = paired_differences(found, baseline=first.name, predictors=["near"])
+    expected_rows = table[table["predictor"] == "near"].reset_index(drop=True)
+    pd.testing.assert_frame_equal(chosen, expected_rows)
     same = table[table["predictor"] == "twin"]
     assert (same[["value", "low", "high", "standard_error"]] == 0.0).all(axis=None)
     gain = lookup(table, predictor="near", metric="accuracy")
@@ -259,8 +263,10 @@ def test_a_metric_that_one_side_lacks_has_no_pair():
     found = evaluate(held, [scored, bare], bootstrap=QUICK)
     assert "auroc" not in set(paired_differences(found, baseline=scored.name)["metric"])
     assert "auroc" not in set(paired_differences(found, baseline="decides only")["metric"])
-    with pytest.raises(DataError, match=r"Expected a baseline of constituent shard-0, decides only; got 'nobody'\."):
+    with pytest.raises(DataError, match=r"Expected a predictor of constituent shard-0, decides only; got 'nobody'\."):
         paired_differences(found, baseline="nobody")
+    with pytest.raises(DataError, match="got 'nothing'"):
+        paired_differences(found, baseline=scored.name, predictors=["nothing"])
 
 
 def test_intervals_of_a_simple_law_cover_it():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fairsisa.fairness import intervals
 from fairsisa.fairness.intervals import INTERVAL_COLUMNS, Bootstrap, summarise, weight_chunks
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -13,6 +13,7 @@ def all_weights(subjects, bootstrap):
     return np.concatenate(list(weight_chunks(subjects, bootstrap)), axis=1)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 6), min_size=2, max_size=30), st.integers(0, 2**32 - 1))
 def test_a_replicate_draws_as_many_subjects_as_there_are_with_all_their_examples(raw, seed):
     subjects = np.unique(raw, return_inverse=True)[1]
@@ -51,6 +52,7 @@ def test_draws_follow_the_multinomial_law():
     assert np.cov(weights) == pytest.approx(np.full((10, 10), -0.1) + np.eye(10), abs=0.04)
 
 
+@settings(deadline=None)
 @given(
     arrays(np.float64, (3, 12), elements=st.one_of(st.just(np.nan), st.floats(-10, 10))),
     st.sampled_from([0.5, 0.9, 0.95]),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fairsisa.fairness.metrics import accuracy, auroc, expected_calibration_error, macro_f1, top_label
 from fairsisa.fairness.rates import confusion_counts, confusion_indicator, group_examples
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
@@ -28,6 +28,7 @@ def confusion(labels, decisions, num_classes, weights):
     return confusion_counts(confusion_indicator(grouping, labels, decisions, num_classes), weights, num_classes)[0]
 
 
+@settings(deadline=None)
 @given(judged())
 def test_accuracy_and_macro_f1_equal_sklearn_under_weights(case):
     labels, decisions, scores, weights = case
@@ -39,6 +40,7 @@ def test_accuracy_and_macro_f1_equal_sklearn_under_weights(case):
         assert macro_f1(counts)[column] == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(judged())
 def test_auroc_equals_sklearn_under_weights(case):
     labels, _, scores, weights = case
@@ -52,6 +54,7 @@ def test_auroc_equals_sklearn_under_weights(case):
         assert auroc(labels, scores, weights)[column] == pytest.approx(expected, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(judged(max_classes=2))
 def test_auroc_counts_pairs(case):
     labels, _, scores, weights = case
@@ -64,6 +67,7 @@ def test_auroc_counts_pairs(case):
     assert auroc(labels, scores, weights)[0] == pytest.approx(won / total, abs=1e-12)
 
 
+@settings(deadline=None)
 @given(judged())
 def test_calibration_error_equals_the_formula_read_aloud(case):
     labels, _, scores, weights = case
@@ -103,6 +107,7 @@ def test_undefined_quantities_are_nan_and_not_zero():
     assert np.isnan(accuracy(confusion(labels, labels, 2, np.zeros((3, 1))))).all()
 
 
+@settings(deadline=None)
 @given(judged(max_classes=2), st.integers(2, 5))
 def test_a_weight_is_a_number_of_copies(case, copies):
     labels, _, scores, weights = case

@@ -46,7 +46,7 @@ def measure(labels, decisions, sensitive_features, num_classes, weights=None):
     return grouping, group_rates(confusion_counts(matrix, weights, num_classes))
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(grouped())
 def test_binary_rates_and_differences_equal_fairlearn(case):
     labels, decisions, groups = case
@@ -77,6 +77,7 @@ def test_binary_rates_and_differences_equal_fairlearn(case):
     assert {name: value[0] for name, value in ours.items()} == pytest.approx(theirs)
 
 
+@settings(deadline=None)
 @given(grouped(max_classes=4, max_groups=3).filter(lambda case: case[0].max() > 1))
 def test_many_classes_are_each_against_the_rest_and_the_worst_counts(case):
     labels, decisions, groups = case
@@ -96,6 +97,7 @@ def test_many_classes_are_each_against_the_rest_and_the_worst_counts(case):
         assert rates["accuracy"][number] == pytest.approx(np.full((num_classes, 1), right))
 
 
+@settings(deadline=None)
 @given(grouped(), st.permutations([0, 1, 2, 3]))
 def test_renaming_groups_changes_no_difference(case, order):
     labels, decisions, groups = case
@@ -107,6 +109,7 @@ def test_renaming_groups_changes_no_difference(case, order):
     assert {name: value[0] for name, value in ours.items()} == {name: value[0] for name, value in theirs.items()}
 
 
+@settings(deadline=None)
 @given(grouped(), st.integers(0, 2**32 - 1))
 def test_weights_act_as_copies_of_examples(case, seed):
     labels, decisions, groups = case
@@ -119,6 +122,7 @@ def test_weights_act_as_copies_of_examples(case, seed):
         assert weighted[name] == pytest.approx(repeated[name])
 
 
+@settings(deadline=None)
 @given(grouped(), st.data())
 def test_rows_of_unknown_group_count_for_everyone_and_for_no_group(case, data):
     labels, decisions, groups = case

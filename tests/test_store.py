@@ -89,6 +89,26 @@ def test_loaded_tensors_may_be_changed(store):
     assert same(store.get(name), WEIGHTS)
 
 
+def test_bytes_are_on_the_disk_before_their_name_and_the_payload_before_the_manifest(store, monkeypatch):
+    store.purge([store.put(lineage(), WEIGHTS)])  # so that no folder is new
+    steps: list[tuple[str, str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def name_of(path: str | Path) -> str:
+        name = Path(path).name
+        return "payload" if ".safetensors" in name else "manifest" if ".json" in name else "folder"
+
+    monkeypatch.setattr(
+        os,
+        "fsync",
+        lambda file: (steps.append(("sync", name_of(Path(f"/proc/self/fd/{file}").readlink()))), fsync(file)),
+    )
+    monkeypatch.setattr(os, "replace", lambda *paths: (steps.append(("move", name_of(paths[1]))), replace(*paths)))
+    store.put(lineage(), WEIGHTS)
+    assert sorted(steps[:2]) == [("sync", "manifest"), ("sync", "payload")]
+    assert steps[2:] == [("move", "payload"), ("sync", "folder"), ("move", "manifest"), ("sync", "folder")]
+
+
 def test_putting_the_same_again_changes_nothing(store):
     name = store.put(lineage(), WEIGHTS, {"seconds": 1.0})
     before = {path: path.stat().st_mtime_ns for path in files_under(store.root)}

@@ -12,6 +12,7 @@ import sys
 import urllib.error
 import urllib.parse
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +38,9 @@ class SourceFile:
     `path` is relative, as laid out in a data folder; a name ending in `.gz` is gunzipped when read, and the same name
     without `.gz` is taken as well. `url` is the public address of the uncompressed file. `checksum` is of the
     uncompressed content: `sha256:<64 hex digits>`, or `git:<8 to 40 hex digits>` for the (start of the) git blob id
-    SHA-1("blob <length>" + a zero byte + content), where nothing better was published. `prepare` turns the downloaded
-    bytes into the recorded content, for instance by dropping columns; it runs before the checksum, and before anything
-    is written.
+    SHA-1("blob <length>" + a zero byte + content), where nothing better was published. `prepare` turns the
+    source's bytes into the recorded content, for instance by dropping columns, and leaves the recorded content as it
+    is; it runs before the checksum, and before a download is written.
     """
 
     path: str
@@ -127,11 +128,14 @@ def _content(path: Path) -> bytes:
         return stored
     try:
         return gzip.decompress(stored)
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise ChecksumError(f"{path} is not a whole gzip file ({error}). Replace it by a fresh copy.") from error
 
 
 def _verified(source: SourceFile, content: bytes, where: str, cure: str) -> bytes:
+    """Return the prepared content once its checksum is the recorded one."""
+    if source.prepare is not None:
+        content = source.prepare(content)
     algorithm, _, expected = source.checksum.partition(":")
     if algorithm == "git":
         found = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
@@ -151,8 +155,6 @@ def _download(source: SourceFile, timeout: float, report: Report | None) -> byte
         if isinstance(error, urllib.error.HTTPError):
             error.close()
         raise DataError(f"Cannot download {source.url} ({error}). {by_hand}") from error
-    if source.prepare is not None:
-        content = source.prepare(content)
     return _verified(source, content, source.url, f"The file has changed at its source. {by_hand}")
 
 

@@ -153,20 +153,16 @@ _IDENTIFYING = ("name", "first", "last", "dob", "c_case_number", "r_case_number"
 
 
 def drop_identifying_columns(content: bytes) -> bytes:
-    """Return ProPublica's CSV without names, dates of birth and case numbers, everything else unchanged.
+    """Return a CSV without names, dates of birth and case numbers, everything else unchanged.
 
     Raises:
-        DataError: when the content is not that table.
+        DataError: when the content is no CSV table.
     """
     try:
         rows = list(csv.reader(io.StringIO(content.decode("utf-8"), newline=""), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"compas: the downloaded file is no CSV table ({error}).") from error
-    header = rows[0] if rows else []
-    missing = [column for column in _IDENTIFYING if column not in header]
-    if missing:
-        raise DataError(f"compas: expected the columns {', '.join(_IDENTIFYING)}; {', '.join(missing)} not found.")
-    kept = [index for index, column in enumerate(header) if column not in _IDENTIFYING]
+        raise DataError(f"compas: the file is no CSV table ({error}). Replace it by a fresh copy.") from error
+    kept = [index for index, column in enumerate(rows[0] if rows else []) if column not in _IDENTIFYING]
     out = io.StringIO(newline="")
     csv.writer(out, lineterminator="\n").writerows([[row[i] for i in kept if i < len(row)] for row in rows])
     return out.getvalue().encode()

@@ -111,27 +111,33 @@ def evaluate(
     )
 
 
-def paired_differences(evaluation: Evaluation, *, baseline: str) -> pd.DataFrame:
-    """Return each other predictor's metrics minus the baseline's, with intervals of that difference.
+def paired_differences(
+    evaluation: Evaluation, *, baseline: str, predictors: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Return other predictors' metrics minus the baseline's, with intervals of that difference.
 
     Both sides of a difference come from the same replicate, so that what they share cancels: two overlapping
-    intervals may hide a difference that is clear. Columns: predictor, baseline, sensitive_feature, metric, value,
-    low, high, standard_error, num_undefined. Metrics that one of the two does not have are left out.
+    intervals may hide a difference that is clear. `predictors` are all others unless named. Columns: predictor,
+    baseline, sensitive_feature, metric, value, low, high, standard_error, num_undefined. Metrics that one of the two
+    does not have are left out.
 
     Raises:
-        DataError: when no predictor is called `baseline`.
+        DataError: when a name is not a predictor's.
     """
-    if baseline not in evaluation.predictors:
-        raise DataError(f"Expected a baseline of {', '.join(evaluation.predictors)}; got {baseline!r}.")
+    known = evaluation.predictors
+    chosen = [name for name in known if name != baseline] if predictors is None else list(predictors)
+    for name in (baseline, *chosen):
+        if name not in known:
+            raise DataError(f"Expected a predictor of {', '.join(known)}; got {name!r}.")
     metrics = evaluation.metrics
     drawn = np.column_stack([metrics["value"].to_numpy(), evaluation.replicates])
-    keys = list(zip(metrics["sensitive_feature"], metrics["metric"], strict=True))
-    theirs = {key: row for row, key in enumerate(keys) if metrics["predictor"].iloc[row] == baseline}
-    others = metrics["predictor"].to_numpy() != baseline
-    rows = [row for row, key in enumerate(keys) if others[row] and key in theirs]
+    keys = list(zip(*(metrics[column] for column in METRIC_KEYS), strict=True))
+    place = {key: row for row, key in enumerate(keys)}
+    rows = [row for row, key in enumerate(keys) if key[0] in chosen and (baseline, *key[1:]) in place]
+    theirs = [place[baseline, *keys[row][1:]] for row in rows]
     table = metrics.iloc[rows][list(METRIC_KEYS)].reset_index(drop=True)
     table.insert(1, "baseline", baseline)
-    return _with_intervals(table, drawn[rows] - drawn[[theirs[keys[row]] for row in rows]], evaluation.level)
+    return _with_intervals(table, drawn[rows] - drawn[theirs], evaluation.level)
 
 
 def _measure(

@@ -10,7 +10,7 @@ import pandas as pd
 
 from fairsisa.errors import DataError
 from fairsisa.fairness.curves import ROC_COLUMNS
-from fairsisa.fairness.evaluation import Evaluation
+from fairsisa.fairness.evaluation import Evaluation, paired_differences
 
 TRAINING_COLUMNS = (
     "shard",
@@ -88,6 +88,13 @@ class RunReport:
     def shown_features(self) -> tuple[str, ...]:
         """The sensitive features of the headline and the plots."""
         return self.main_features or tuple(self.evaluation.features["sensitive_feature"][:MOST_MAIN_FEATURES])
+
+
+def paired_with_baselines(report: RunReport) -> pd.DataFrame:
+    """Return the ensemble's metrics minus each baseline's, as `fairness.evaluation.paired_differences` does."""
+    chosen = (report.ensemble,)
+    pairs = [paired_differences(report.evaluation, baseline=name, predictors=chosen) for name in report.baselines]
+    return pd.concat(pairs, ignore_index=True) if pairs else pd.DataFrame()
 
 
 def _check_names(kind: str, names: tuple[str, ...], known: list[str]) -> None:

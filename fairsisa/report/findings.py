@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 
-from fairsisa.fairness.evaluation import SMALL_CELL, Evaluation, paired_differences
+from fairsisa.fairness.evaluation import SMALL_CELL, Evaluation
 from fairsisa.fairness.rates import EVERYONE
-from fairsisa.report.content import RunReport
-from fairsisa.report.rows import by_key, records
+from fairsisa.report.content import RunReport, paired_with_baselines
+from fairsisa.report.rows import Row, by_key, records
 from fairsisa.report.words import count, listed, number, percent, points, signed
 
 FEW_SUBJECTS = 100
@@ -17,12 +17,18 @@ ODDS = "equalized_odds_difference"
 
 def headline(report: RunReport) -> list[str]:
     """Say how good and how fair the ensemble is, each against the baselines, in one sentence a matter."""
-    row = by_key(report.evaluation.metrics)[report.ensemble, EVERYONE, "accuracy"]
+    found = by_key(report.evaluation.metrics)
+    pairs = by_key(paired_with_baselines(report), ("baseline", "sensitive_feature", "metric"))
+    row = found[report.ensemble, EVERYONE, "accuracy"]
     examples = count(report.evaluation.num_examples, "held-out example")
     right = f"{report.ensemble} decides {percent(row['value'])} of {examples} rightly"
     interval = f" ({percent(row['low'])} to {percent(row['high'])})"
-    against = _against_baselines(report, EVERYONE, "accuracy", points, " points")
-    return [f"{right}{interval}{against}.", *(_odds(report, feature) for feature in report.shown_features)]
+    against = _against([pairs[name, EVERYONE, "accuracy"] for name in report.baselines], points, " points")
+    sentences = [f"{right}{interval}{against}."]
+    for feature in report.shown_features:
+        compared = [pairs[name, feature, ODDS] for name in report.baselines]
+        sentences.append(_odds(report.evaluation, found[report.ensemble, feature, ODDS], compared))
+    return sentences
 
 
 def cautions(report: RunReport) -> list[str]:
@@ -37,27 +43,24 @@ def cautions(report: RunReport) -> list[str]:
     ]
 
 
-def _odds(report: RunReport, feature: str) -> str:
-    row = by_key(report.evaluation.metrics)[report.ensemble, feature, ODDS]
+def _odds(evaluation: Evaluation, row: Row, compared: list[Row]) -> str:
+    told = f"Its equalized odds difference by {row['sensitive_feature']} is"
     if math.isnan(row["value"]):
-        return f"Its equalized odds difference by {feature} is undefined: {_why_undefined(report.evaluation, feature)}."
-    found = f"Its equalized odds difference by {feature} is {number(row['value'])}"
-    interval = f" ({number(row['low'])} to {number(row['high'])})"
-    return f"{found}{interval}{_against_baselines(report, feature, ODDS, signed)}."
+        return f"{told} undefined: {_why_undefined(evaluation, row['sensitive_feature'])}."
+    interval = f"({number(row['low'])} to {number(row['high'])})"
+    return f"{told} {number(row['value'])} {interval}{_against(compared, signed)}."
 
 
-def _against_baselines(
-    report: RunReport, feature: str, metric: str, written: Callable[[float], str], unit: str = ""
-) -> str:
+def _against(pairs: list[Row], written: Callable[[float], str], unit: str = "") -> str:
+    """Say of each paired difference whether its interval leaves out zero, and on which side."""
     told = []
-    for baseline in report.baselines:
-        row = by_key(paired_differences(report.evaluation, baseline=baseline))[report.ensemble, feature, metric]
+    for row in pairs:
         if math.isnan(row["value"]):
             continue
         clear = "above" if row["value"] > 0 else "below"
         where = "not told apart from" if row["low"] <= 0 <= row["high"] else clear
         interval = f"{written(row['low'])} to {written(row['high'])}"
-        told.append(f"{where} {baseline} (difference {written(row['value'])}{unit}, {interval})")
+        told.append(f"{where} {row['baseline']} (difference {written(row['value'])}{unit}, {interval})")
     return ": " + ", ".join(told) if told else ""
 
 
@@ -92,7 +95,8 @@ def _small_cell_cautions(evaluation: Evaluation) -> Iterator[str]:
         features = listed([name or "all examples" for name in dict.fromkeys(small)])
         yield (
             f"{count(len(small), 'cell')} (a group and a label) {'has' if len(small) == 1 else 'have'} fewer than "
-            f"{SMALL_CELL} examples ({features}): rates there are mostly noise. See the table of cells with few examples."
+            f"{SMALL_CELL} examples ({features}): rates there are mostly noise. See the table of cells with few "
+            "examples."
         )
 
 

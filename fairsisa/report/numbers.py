@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fairsisa.fairness.evaluation import paired_differences
-from fairsisa.report.content import RunReport
+from fairsisa.report.content import RunReport, paired_with_baselines
 from fairsisa.report.findings import cautions
 
 FORMAT = 1
@@ -23,7 +22,6 @@ def metrics_json(content: RunReport) -> dict[str, Any]:
     `format` grows when a key changes its meaning or goes. `paired` holds the ensemble minus each baseline.
     """
     evaluation = content.evaluation
-    pairs = [paired_differences(evaluation, baseline=baseline) for baseline in content.baselines]
     return {
         "format": FORMAT,
         "title": content.title,
@@ -36,7 +34,7 @@ def metrics_json(content: RunReport) -> dict[str, Any]:
         "num_replicates": evaluation.num_replicates,
         "level": evaluation.level,
         "metrics": _plain(evaluation.metrics),
-        "paired": [row for table in pairs for row in _plain(table[table["predictor"] == content.ensemble])],
+        "paired": _plain(paired_with_baselines(content)),
         "by_group": _plain(evaluation.by_group),
         "disagreement": _plain(evaluation.disagreement),
         "small_cells": _plain(evaluation.small_cells),

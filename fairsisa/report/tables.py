@@ -8,10 +8,10 @@ from typing import Any
 
 import pandas as pd
 
-from fairsisa.fairness.evaluation import Evaluation, paired_differences
+from fairsisa.fairness.evaluation import Evaluation
 from fairsisa.fairness.metrics import QUALITIES
 from fairsisa.fairness.rates import DIFFERENCES, EVERYONE, RATES
-from fairsisa.report.content import RunReport
+from fairsisa.report.content import RunReport, paired_with_baselines
 from fairsisa.report.rows import Row, by_key, records
 from fairsisa.report.words import METRIC_NAMES, UNDEFINED, duration, number
 
@@ -44,9 +44,10 @@ def headline_table(report: RunReport) -> Table:
     """Show accuracy, macro F1 and the equalized odds differences of the ensemble and the baselines."""
     shown = [*HEADLINE, *((feature, DIFFERENCES[0]) for feature in report.shown_features)]
     rows = _metric_rows(report.evaluation.metrics, (report.ensemble, *report.baselines), shown)
+    pairs = paired_with_baselines(report)
     for baseline in report.baselines:
-        pairs = paired_differences(report.evaluation, baseline=baseline)
-        difference = _metric_rows(pairs, (report.ensemble,), shown, signed=True)[0][1:]
+        mine = pairs[pairs["baseline"] == baseline]
+        difference = _metric_rows(mine, (report.ensemble,), shown, signed=True)[0][1:]
         rows.append((Cell(f"{report.ensemble} minus {baseline}"), *difference))
     names = (METRIC_NAMES[metric] + (f" by {feature}" if feature else "") for feature, metric in shown)
     return Table("The ensemble and the baselines", ("predictor", *names), tuple(rows))
