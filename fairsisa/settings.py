@@ -179,7 +179,7 @@ class RunSettings:
     evaluation: EvaluationSettings
 
     def __post_init__(self) -> None:
-        in_range("seed", self.seed, low=0)
+        in_range("seed", self.seed, low=0, high=2**63 - 1)
         budget, slices = self.trainer.slice_epochs, self.partition.num_slices
         if budget and len(budget) != slices:
             raise ConfigError(
@@ -210,11 +210,15 @@ def run_settings(config: Mapping[str, Any]) -> RunSettings:
     refuse_unknown("", config, known)
     groups = known & set(GROUPS)
     parts: dict[str, Any] = {name: settings_from(GROUPS[name], config.get(name, {}), name) for name in groups}
-    return RunSettings(seed=_convert(config.get("seed", 0), int, "seed"), data=dict(config["data"]), **parts)
+    return RunSettings(
+        seed=_convert(config.get("seed", 0), int, "seed"),
+        data=_convert(config.get("data"), Mapping[str, Any], "data"),
+        **parts,
+    )
 
 
 def settings_from(kind: type[Settings], values: Mapping[str, Any], where: str) -> Settings:
-    """Return `kind` made of `values`, each converted to its annotated type; None or absent keeps the default."""
+    """Return `kind` made of `values`, each converted to its annotated type; an absent one keeps its default."""
     hints = typing.get_type_hints(kind)
     refuse_unknown(where, values, hints)
     return kind(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
@@ -232,9 +236,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else f" Known: {', '.join(names)}."
 
 
-def refuse_unknown(where: str, values: Mapping[str, Any], known: Iterable[str]) -> None:
-    """Raise ConfigError for the first key of `values` that is not known."""
+def refuse_unknown(where: str, values: object, known: Iterable[str]) -> None:
+    """Raise ConfigError unless `values` is a mapping, and for its first key that is not known."""
     names = set(known)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"Expected {where or 'the settings'} to be a mapping, got {values!r}.")
     for key in values:
         if key not in names:
             prefix = f"{where}." if where else ""

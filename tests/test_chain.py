@@ -12,7 +12,7 @@ from fairsisa.lineage import content_digest
 from fairsisa.models.base import Base
 from fairsisa.settings import ModelSettings, TrainerSettings
 from fairsisa.sisa.chain import block_lineage, plan_stages, predictions_lineage
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chains import BASE, LOGISTIC, QUICK, TINY_TEXT, Row, names_of, planned
@@ -130,6 +130,7 @@ def grid(shards: list[Shard], **changes: Any) -> dict[tuple[int, int], str]:
 
 @pytest.mark.parametrize("base", [None, BASE], ids=["tabular", "head"])
 @pytest.mark.parametrize("change", CHANGES)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_a_change_renames_its_slice_and_the_later_ones_of_its_shard(change, base, data):
     case = data.draw(deletions(change))
@@ -158,9 +159,7 @@ def test_every_field_of_the_settings_is_accounted_for():
 
 @pytest.mark.parametrize("field", OTHER_MODEL)
 def test_every_setting_of_the_model_renames_all(field):
-    before, after = (
-        names_of(planned(ROWS, model=m)) for m in (LOGISTIC, changed(LOGISTIC, field, OTHER_MODEL[field]))
-    )
+    before, after = (names_of(planned(ROWS, model=m)) for m in (LOGISTIC, changed(LOGISTIC, field, OTHER_MODEL[field])))
     assert not set(before) & set(after)
 
 

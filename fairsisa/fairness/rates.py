@@ -113,8 +113,9 @@ def rate_differences(rates: Mapping[str, np.ndarray], members: slice) -> dict[st
     group: no difference can be told.
 
     A largest-minus-smallest is never negative and grows with sampling noise, most with many or small groups: a
-    perfectly equal predictor shows a positive difference, and the interval's lower end stays above zero. Read it
-    with its standard error and beside the rates themselves.
+    perfectly equal predictor shows a positive difference, its replicates are lifted once more, and a percentile
+    interval stays above zero or even above the difference itself. Read it with its standard error, against a
+    baseline (`evaluation.paired_differences`) and beside the rates.
     """
     opportunity = _spread(rates["true_positive_rate"][members])
     equality = _spread(rates["false_positive_rate"][members])

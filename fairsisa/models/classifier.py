@@ -50,6 +50,7 @@ class Classifier(pl.LightningModule):
         self.schedule = schedule
         self.num_steps_done = 0
         self.curve: list[tuple[int, float]] = []
+        self._losses: list[torch.Tensor] = []
         self._state = dict(state)
         self._trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
         self._masters: dict[str, torch.Tensor] = {}
@@ -72,12 +73,15 @@ class Classifier(pl.LightningModule):
         return self._adamw
 
     def training_step(self, batch: list[Batch], batch_idx: int) -> None:
-        """Take one optimizer step per mini-batch and log the mean loss now and then."""
-        losses = [self._step(mini_batch) for mini_batch in batch]
-        if len(losses) > 1 or self.num_steps_done % self.settings.log_every_n_steps == 0:
-            loss = torch.stack(losses).mean()
-            self.curve.append((self.num_steps_done, loss.item()))
-            self.log_dict({"train_loss": loss, "learning_rate": self._learning_rate(self.num_steps_done - 1)})
+        """Take one optimizer step per mini-batch; every so many steps, and at the end, log the mean loss since."""
+        self._losses += [self._step(mini_batch) for mini_batch in batch]
+        done = self.num_steps_done
+        if len(self._losses) >= self.settings.log_every_n_steps or done == self.schedule.num_steps:
+            self.curve.append((done, torch.stack(self._losses).mean().item()))
+            self._losses.clear()
+            if self.logger is not None:
+                metrics = {"train_loss": self.curve[-1][1], "learning_rate": self._learning_rate(done - 1)}
+                self.logger.log_metrics(metrics, step=done)
 
     def trained_state(self) -> dict[str, torch.Tensor]:
         """Return what trained, fp32 on the CPU; with the optimizer's moments where they are to be carried."""

@@ -92,8 +92,11 @@ def train_shard(task: ShardTask, report: Report) -> list[SliceResult]:
         status = "reused"
         if not store.has(stage.lineage.name):
             report(Event("slice_started", task.chain.constituent, stage.index))
-            workshop = workshop or _open_workshop(task, store)
-            status = _make(workshop, stages, stage.index, report)
+            if stage.lineage.examples:
+                workshop = workshop or _open_workshop(task, store)
+                status = _make(workshop, stages, stage.index, report)
+            else:
+                status = _pass_on(task.chain, stage, store)
         results.append(_result(stage, task.chain.constituent, status, store.manifest(stage.lineage.name)))
         report(Event("slice_done", task.chain.constituent, stage.index, results[-1].steps, {"status": status}))
     return results
@@ -164,11 +167,13 @@ def _open_workshop(task: ShardTask, store: Store) -> Workshop:
     return Workshop(task, store, inputs, network.to(compute_dtype(chain)), initial)
 
 
+def _pass_on(chain: Chain, stage: Stage, store: Store) -> str:
+    store.put(stage.lineage, {}, {"steps": 0, "seconds": 0.0, "curve": []}, environment=environment_of(chain))
+    return "empty"
+
+
 def _make(workshop: Workshop, stages: tuple[Stage, ...], index: int, report: Report) -> str:
     stage, chain, store = stages[index], workshop.task.chain, workshop.store
-    if not stage.lineage.examples:
-        store.put(stage.lineage, {}, {"steps": 0, "seconds": 0.0, "curve": []}, environment=environment_of(chain))
-        return "empty"
     inputs = workshop.inputs.take(range(sum(len(ids) for ids in chain.slices[: index + 1])))
     state = trained_weights(store, stages, index - 1)
     started = time.perf_counter()
@@ -177,7 +182,8 @@ def _make(workshop: Workshop, stages: tuple[Stage, ...], index: int, report: Rep
     )
     tensors = model.trained_state()
     metadata = {"steps": model.num_steps_done, "seconds": time.perf_counter() - started, "curve": model.curve}
-    bad = [name for name, tensor in tensors.items() if not bool(torch.isfinite(tensor).all())]
+    losses = torch.tensor([loss for _, loss in model.curve])
+    bad = [name for name, tensor in {**tensors, "train_loss": losses}.items() if not bool(torch.isfinite(tensor).all())]
     if bad:
         raise TrainingError(
             f"{chain.constituent}, slice {index} diverged: {bad[0]} and {len(bad) - 1} other tensors hold NaN or "
@@ -202,7 +208,10 @@ def _fit(workshop: Workshop, stage: Stage, inputs: Inputs, state: State, *, fres
         pl.seed_everything(stage.seed % 2**32, verbose=False)
         network.train()
         model = Classifier(network, state, settings, Schedule(len(batches), *stage.window, settings.warmup))
-        _trainer(chain, stage, report).fit(model, datamodule=data)
+        try:
+            _trainer(chain, stage, report).fit(model, datamodule=data)
+        except SystemExit as error:  # what Lightning makes of SIGINT and of SIGTERM, the latter with exit status 0
+            raise KeyboardInterrupt from error
     if model.num_steps_done != len(batches):
         raise TrainingError(
             f"{chain.constituent}, slice {stage.index} stopped after {model.num_steps_done} of {len(batches)} steps; "
