@@ -11,6 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import connection
 from multiprocessing.connection import Connection
+from multiprocessing.sharedctypes import Synchronized
 from multiprocessing.synchronize import Lock
 from typing import TypeVar
 
@@ -80,7 +81,8 @@ def _run_in_processes(
     listener = threading.Thread(target=_listen, args=(reader, stop, on_event), daemon=True)
     listener.start()
     try:
-        with ProcessPoolExecutor(num_workers, context, _start_worker, (threads, writer, context.Lock())) as pool:
+        start = (threads, writer, context.Lock(), context.Value("i", 0))
+        with ProcessPoolExecutor(num_workers, context, _start_worker, start) as pool:
             futures = [pool.submit(_call, function, task) for task in tasks]
             for future in as_completed(futures):
                 if future.exception() is not None:
@@ -97,11 +99,22 @@ def _run_in_processes(
         listener.join(timeout=5.0)
 
 
-def _start_worker(threads: int, writer: Connection, lock: Lock) -> None:
+def _start_worker(threads: int, writer: Connection, lock: Lock, num_started: Synchronized[int]) -> None:
     global _channel  # noqa: PLW0603 - a worker has one channel for its whole life
     _channel = (writer, lock)
     torch.set_num_threads(threads)
+    _take_own_gpu(num_started)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _take_own_gpu(num_started: Synchronized[int]) -> None:
+    """Let each worker see one GPU, in turn; without a GPU this changes nothing."""
+    with num_started.get_lock():
+        number, num_started.value = num_started.value, num_started.value + 1
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [str(index) for index in range(torch.cuda.device_count())]
+    if devices:
+        os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
 
 
 def _end_with_parent() -> None:

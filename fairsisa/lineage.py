@@ -54,7 +54,7 @@ def content_digest(content: str | np.ndarray, label: int) -> str:
     """
     if isinstance(content, str):
         return next(_digests(TEXT_TAG, [_text_bytes(content)], np.asarray([label])))
-    return next(_digests(FEATURES_TAG, [content.astype("<f4").tobytes()], np.asarray([label])))
+    return next(_digests(FEATURES_TAG, _row_bytes(content[np.newaxis]), np.asarray([label])))
 
 
 def example_digests(examples: ExampleTable) -> dict[str, str]:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 from fairsisa.data.synthetic_samples import load_synthetic_tabular, load_synthetic_text
 from fairsisa.execution import Event, run_tasks
 from fairsisa.lineage import content_digest
-from fairsisa.models.base import Base
+from fairsisa.models.base import MINILM_PACKAGE, Base
 from fairsisa.runs.assembly import Assembly, assemble
 from fairsisa.settings import EvaluationSettings, ModelSettings, PartitionSettings, RunSettings, TrainerSettings
 from fairsisa.sisa.chain import Chain, plan_stages
@@ -18,10 +19,18 @@ from fairsisa.sisa.training import SliceResult, train_shard
 from fairsisa.store import Store
 from fairsisa.tables import Examples
 
+
+def tokenizer_folder() -> str:
+    """Return the folder of the embedded encoder's tokenizer; named directly, its weights are not hashed each time."""
+    found = importlib.util.find_spec(MINILM_PACKAGE)
+    return "minilm" if found is None or found.origin is None else str(Path(found.origin).parent / "model")
+
+
 Row = tuple[str, str, int]
 LOGISTIC = ModelSettings(kind="logistic")
 PERCEPTRON = ModelSettings(kind="mlp", hidden=(5,))
 TINY_TEXT = ModelSettings(
+    base=tokenizer_folder(),
     architecture="bert",
     shape={
         "hidden_size": 16,

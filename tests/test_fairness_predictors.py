@@ -54,6 +54,7 @@ def test_subjects_are_numbered():
         ({"subject_ids": np.array(["p"])}, "Expected 3 values of subject_ids"),
         ({"sensitive_features": {"who": np.array(["x"])}}, "Expected 3 values of sensitive feature 'who'"),
         ({"labels": np.array([0, 2, 1])}, r"integer labels in 0\.\.1; look at example 'b'"),
+        ({"labels": np.array([0, 1, -1])}, r"integer labels in 0\.\.1; look at example 'c'"),
         ({"labels": np.array([0.0, 1.0, 1.0])}, "Expected integer labels"),
         ({"subject_ids": np.array(["p", "p", "p"])}, "at least two subjects, got one"),
         ({"sensitive_features": {"": np.array(["x", "y", "z"])}}, "to have a name, got an empty one"),

@@ -39,7 +39,7 @@ made = Lineage(kind="checkpoint", parents=("0" * 64,), examples=ids, contents=co
 print(made.name, derive_seed(3, "slice", 1, 2))
 """
 
-texts = st.text(max_size=8)
+texts = st.text(max_size=8) | st.sampled_from(["\ud83d\ude00", "\U0001f600", "\ud83d"])  # half a character is text too
 id_lists = st.lists(st.text(st.characters(codec="utf-8"), min_size=1, max_size=4), unique=True, max_size=6)
 words = st.sampled_from(["checkpoint", "features", "predictions"])
 hexes = st.integers(0, 2**256 - 1).map("{:064x}".format)

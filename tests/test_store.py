@@ -5,7 +5,9 @@ import json
 import os
 import pickle
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -89,24 +91,42 @@ def test_loaded_tensors_may_be_changed(store):
     assert same(store.get(name), WEIGHTS)
 
 
-def test_bytes_are_on_the_disk_before_their_name_and_the_payload_before_the_manifest(store, monkeypatch):
+@pytest.fixture
+def disk_steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    steps: list[str] = []
+
+    def name_of(path: Path) -> str:
+        return "payload" if ".safetensors" in path.name else "manifest" if ".json" in path.name else "folder"
+
+    def record(call: str, path_of_call: Callable[..., Path]) -> None:
+        function = getattr(os, call)
+
+        def recorded(*args: Any, **options: Any) -> Any:
+            steps.append(f"{call} {name_of(path_of_call(*args))}")
+            return function(*args, **options)
+
+        monkeypatch.setattr(os, call, recorded)
+
+    record("fsync", lambda descriptor: Path(f"/proc/self/fd/{descriptor}").readlink())
+    record("replace", lambda partial, path: Path(path))
+    record("unlink", Path)
+    return steps
+
+
+def test_put_moves_bytes_that_are_on_the_disk_and_the_payload_first(store, disk_steps):
     store.purge([store.put(lineage(), WEIGHTS)])  # so that no folder is new
-    steps: list[tuple[str, str]] = []
-    fsync, replace = os.fsync, os.replace
-
-    def name_of(path: str | Path) -> str:
-        name = Path(path).name
-        return "payload" if ".safetensors" in name else "manifest" if ".json" in name else "folder"
-
-    monkeypatch.setattr(
-        os,
-        "fsync",
-        lambda file: (steps.append(("sync", name_of(Path(f"/proc/self/fd/{file}").readlink()))), fsync(file)),
-    )
-    monkeypatch.setattr(os, "replace", lambda *paths: (steps.append(("move", name_of(paths[1]))), replace(*paths)))
+    disk_steps.clear()
     store.put(lineage(), WEIGHTS)
-    assert sorted(steps[:2]) == [("sync", "manifest"), ("sync", "payload")]
-    assert steps[2:] == [("move", "payload"), ("sync", "folder"), ("move", "manifest"), ("sync", "folder")]
+    steps = [step for step in disk_steps if "unlink" not in step]
+    assert sorted(steps[:2]) == ["fsync manifest", "fsync payload"]
+    assert steps[2:] == ["replace payload", "fsync folder", "replace manifest", "fsync folder"]
+
+
+def test_purge_deletes_manifests_for_good_before_payloads(store, disk_steps):
+    name = store.put(lineage(), WEIGHTS)
+    disk_steps.clear()
+    store.purge([name])
+    assert disk_steps == ["unlink manifest", "fsync folder", "unlink payload", "fsync folder"]
 
 
 def test_putting_the_same_again_changes_nothing(store):

@@ -195,6 +195,19 @@ def test_a_disk_that_fills_up_on_the_way_leaves_nothing_half_visible(store, monk
     assert [path for path in files_under(store.root) if path.suffix == ".partial"] == []
 
 
+def test_no_manifest_ever_stands_beside_the_payload_of_another(store, monkeypatch):
+    name = store.put(lineage(), WEIGHTS)
+    flip(path_of(store, name, ".safetensors"))
+    refusing, replace = Refusing(errno.ENOSPC, allowed=1), os.replace
+    other = {key: value + 1.0 for key, value in WEIGHTS.items()}  # as many bytes, which size alone cannot tell
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", lambda *paths: (refusing(), replace(*paths)))
+        with pytest.raises(StoreError, match="Could not put"):
+            store.put(lineage(), other)
+    assert refusing.fired
+    assert not store.has(name)
+
+
 def test_a_folder_that_cannot_be_read_is_no_empty_folder(store, monkeypatch):
     names = put_tree(store)
     refusing = Refusing(errno.EACCES)

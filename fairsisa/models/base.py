@@ -76,7 +76,7 @@ def load_tokenizer(base: Base) -> Any:
     """Return the base's tokenizer, padding on the right; without a pad token, the end token pads.
 
     Raises:
-        ModelError: when there is none, it needs code of its own, or it has neither token.
+        ModelError: when there is none, it needs code of its own, has no vocabulary, or has neither token.
     """
     with _quiet(), _named(f"No tokenizer can be read from {base.folder}"):
         tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
@@ -85,6 +85,8 @@ def load_tokenizer(base: Base) -> Any:
         if tokenizer.eos_token is None:
             raise ModelError(f"The tokenizer in {base.folder} has neither a pad nor an end token; add one.")
         tokenizer.pad_token = tokenizer.eos_token
+    if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
+        raise ModelError(f"The tokenizer in {base.folder} knows special tokens only: its vocabulary file is missing.")
     tokenizer.model_max_length = int(1e9)
     return tokenizer
 
@@ -108,7 +110,8 @@ def is_bidirectional(model: torch.nn.Module) -> bool:
 def _load(auto: Any, base: Base, settings: ModelSettings, seed: int, **extra: Any) -> torch.nn.Module:
     config = _config_of(base, settings, **extra)
     torch.manual_seed(seed)
-    with _quiet(), _named(f"{base.folder} cannot be loaded as a sequence classifier of these classes"):
+    kind = f"a sequence classifier of {extra['num_labels']} classes" if extra else "an encoder"
+    with _quiet(), _named(f"{base.folder} cannot be loaded as {kind}"):
         if settings.architecture is not None:
             model = auto.from_config(config, attn_implementation="eager")
         else:
@@ -146,9 +149,8 @@ def _config_of(base: Base, settings: ModelSettings, **extra: Any) -> Any:
 
 def _made_config(architecture: str, values: dict[str, Any]) -> Any:
     if architecture not in CONFIG_MAPPING:
-        raise ConfigError(
-            f"model.architecture={architecture!r} is no model type of transformers.{nearest(architecture, CONFIG_MAPPING)}"
-        )
+        answer = nearest(architecture, CONFIG_MAPPING)
+        raise ConfigError(f"model.architecture={architecture!r} is no model type of transformers.{answer}")
     try:
         return AutoConfig.for_model(architecture, **values)
     except (ValueError, StrictDataclassError) as error:

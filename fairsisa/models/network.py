@@ -131,10 +131,8 @@ def _freeze_lowest(model: nn.Module, settings: ModelSettings) -> None:
     stack_name, stack = max(stacks, key=lambda found: len(found[1]))
     if settings.frozen_layers > len(stack):
         raise ConfigError(f"model.frozen_layers={settings.frozen_layers}, but the base has {len(stack)} layers.")
-    if not settings.freeze_embeddings and settings.frozen_layers == 0:
-        return
     for name, parameter in body.named_parameters():
-        if name.startswith(f"{stack_name}."):
+        if name.startswith(f"{stack_name}.") or not settings.freeze_embeddings:
             break
         parameter.requires_grad_(False)
     for layer in list(stack)[: settings.frozen_layers]:
