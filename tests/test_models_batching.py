@@ -110,5 +110,5 @@ def test_nothing_is_kept_for_gradients():
 
 
 def test_an_answer_of_another_width_is_refused():
-    with pytest.raises(ValueError, match="could not broadcast"):
+    with pytest.raises(ValueError, match="could not be broadcast"):
         run_batched(lambda batch: batch["features"], table(2), width=3, device="cpu")

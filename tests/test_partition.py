@@ -309,10 +309,10 @@ def test_likelier_deletions_come_in_later_slices(sixty_fourths, num_slices, seed
 
 
 def test_risk_of_a_subject_is_that_of_any_request():
-    # s0 has 1 - (1/2)(1/2) = 3/4, so it is the riskiest of three and lies last, though its examples are at 1/2.
-    examples = table(["s0", "s1", "s0", "s2"], risk=[0.5, 0.6, 0.5, 0.7], label=[0, 1, 1, 0])
+    # s0 has 1 - (1/2)(1/2) = 3/4: more than s2, less than s1, though its examples' risks add up to 1.
+    examples = table(["s0", "s1", "s0", "s2"], risk=[0.5, 0.8, 0.5, 0.7], label=[0, 1, 1, 0])
     partition = partition_examples(examples, num_shards=1, num_slices=3, strategy="risk_aware")
-    assert [partition.slice_ids(0, index) for index in range(3)] == [("e1",), ("e3",), ("e0", "e2")]
+    assert [partition.slice_ids(0, index) for index in range(3)] == [("e3",), ("e0", "e2"), ("e1",)]
 
 
 def test_equal_risks_are_dealt_by_hash_not_by_name():

@@ -10,12 +10,12 @@ from typing import Any
 import hydra
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fairsisa.errors import ConfigError
-from fairsisa.settings import GROUPS, EvaluationSettings, nearest, plain
+from fairsisa.settings import GROUPS, EvaluationSettings, nearest, plain, refuse_unknown
 
 ALLOWED_TARGETS = frozenset(
     {
@@ -38,11 +38,18 @@ def compose(root: str, overrides: Sequence[str]) -> dict[str, Any]:
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"Expected settings written key=value, got {override!r}; see fairsisa --help.")
+        if override.startswith("~") and "." not in override and not override.startswith("~logger"):
+            raise ConfigError(f"{override} takes away what must be given; of the groups, only ~logger can be left out.")
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(config_dir=str(config_folder()), version_base="1.3"):
         try:
-            return plain_config(hydra.compose(config_name=root, overrides=list(overrides)))
-        except (HydraException, OmegaConfBaseException) as error:
+            config = plain_config(hydra.compose(config_name=root, overrides=list(overrides)))
+            if any(override.startswith("+") for override in overrides):
+                refuse_unknown("", config, map(str, hydra.compose(config_name=root)))
+            return config
+        except ConfigError:
+            raise
+        except (HydraException, OmegaConfBaseException, ValueError) as error:
             known = plain_config(hydra.compose(config_name=root), missing_is_error=False)
             raise ConfigError(_explained(error, overrides, known)) from error
 
@@ -109,29 +116,43 @@ def instantiate_loggers(nodes: Mapping[str, Any], run: Path) -> list[Any]:
     Raises:
         ConfigError: when a `_target_` is not one of `ALLOWED_TARGETS`, or stands anywhere but on top.
     """
-    loggers = []
     for name, node in nodes.items():
-        values = dict(node)
-        target = str(values.pop("_target_", None))
-        if target not in ALLOWED_TARGETS:
-            raise ConfigError(f"logger.{name}._target_={target} is not allowed.{nearest(target, ALLOWED_TARGETS)}")
-        nested = [key for key, _ in leaves(values) if "_target_" in key]
-        if nested:
-            raise ConfigError(f"logger.{name}.{nested[0]} is not allowed: a logger's settings are plain values.")
-        module, _, kind = target.rpartition(".")
-        run.mkdir(parents=True, exist_ok=True)
-        loggers.append(getattr(importlib.import_module(module), kind)(**values, save_dir=str(run)))
-    return loggers
+        _require_allowed(name, node)
+    run.mkdir(parents=True, exist_ok=True)
+    return [_made_logger(name, dict(node), run) for name, node in nodes.items()]
+
+
+def _require_allowed(name: str, node: Any) -> None:
+    if not isinstance(node, Mapping):
+        raise ConfigError(f"Expected logger.{name} to be a mapping with a _target_, got {node!r}.")
+    target = str(node.get("_target_"))
+    if target not in ALLOWED_TARGETS:
+        raise ConfigError(f"logger.{name}._target_={target} is not allowed.{nearest(target, ALLOWED_TARGETS)}")
+    nested = [key for key, _ in leaves(dict(node)) if "_target_" in key and key != "_target_"]
+    if nested:
+        raise ConfigError(f"logger.{name}.{nested[0]} is not allowed: a logger's settings are plain values.")
+
+
+def _made_logger(name: str, values: dict[str, Any], run: Path) -> Any:
+    module, _, kind = values.pop("_target_").rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), kind)(**{**values, "save_dir": str(run)})
+    except TypeError as error:
+        raise ConfigError(f"logger.{name} does not take these settings: {error}") from error
 
 
 def _explained(error: Exception, overrides: Sequence[str], known: Mapping[str, Any]) -> str:
+    if isinstance(error, OverrideParseException):
+        key, _, value = error.override.partition("=")
+        return f"Cannot read {error.override}: quote its value, \"{key}='{value}'\"."
     groups, keys = options(), set(_inner_keys(known))
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
-        if key in groups and value and not value.startswith(("[", "{")) and value not in (*groups[key], "null"):
+        nothing = value == "null" and key == "experiment"
+        if key in groups and value and not value.startswith(("[", "{")) and not nothing and value not in groups[key]:
             return f"Unknown {key} {value!r}.{nearest(value, groups[key])}"
         if key not in keys and key not in groups and not override.startswith("+"):
-            return f"Unknown setting {key!r}.{nearest(key, [*keys, *groups])}"
+            return f"Unknown setting {key!r}.{nearest(key, {*keys, 'experiment'})}"
     return str(error).split("\n\n", maxsplit=1)[0].replace("\n", " ")
 
 

@@ -47,7 +47,7 @@ def train(config: Config, overrides: Sequence[str]) -> None:
     execution = settings_from(ExecutionSettings, config["execution"], "execution")
     run = Run(run_directory(config, overrides))
     say(f"run: {run.directory}")
-    loggers = instantiate_loggers(config["logger"], run.directory)
+    loggers = instantiate_loggers(config.get("logger", {}), run.directory)
     command = " ".join(["fairsisa", "train", *overrides])
     with logged(loggers, settings), _progress(settings) as show:
         log = metrics_handler(loggers)

@@ -89,8 +89,8 @@ class Classifier(pl.LightningModule):
         state |= {name: _kept(value) for name, value in _buffers(self.network).items()}
         if self.settings.optimizer_state == "carried":
             for name, master in self._masters.items():
-                moments = self._adamw.state[master]
-                state |= {f"{OPTIMIZER}{key}.{name}": _kept(moments[key]) for key in MOMENTS}
+                moments = self._adamw.state[master]  # none before the first step
+                state |= {f"{OPTIMIZER}{key}.{name}": _kept(value) for key, value in moments.items()}
         return state
 
     def _step(self, batch: Batch) -> torch.Tensor:
