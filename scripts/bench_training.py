@@ -25,9 +25,6 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
-from torch import nn
-from transformers import AutoModelForSequenceClassification
-
 from fairsisa.data.batches import inference_batches, training_batches
 from fairsisa.data.encoding import Inputs, encode_examples
 from fairsisa.data.hatexplain import load_hatexplain
@@ -40,7 +37,9 @@ from fairsisa.models.network import build_encoder, build_network, logits_of, poo
 from fairsisa.settings import ModelSettings, TrainerSettings
 from fairsisa.sisa.budget import slice_epochs
 from fairsisa.sisa.chain import Chain
-from fairsisa.sisa.training import ShardTask, make_features, train_shard, FeaturesTask
+from fairsisa.sisa.training import FeaturesTask, ShardTask, make_features, train_shard
+from torch import nn
+from transformers import AutoModelForSequenceClassification
 
 SHARD_SIZE = 3077  # a fifth of HateXplain's training split
 BATCH = 32
@@ -175,7 +174,7 @@ def fine_tuning(bench: Bench, steps: int) -> Iterator[str]:
     batches = batches_of(bench, steps + 2)
     trainer = TrainerSettings(precision=bench.precision, accelerator="cpu", max_epochs=1.0)
     minilm = ModelSettings(dropout=0.0)
-    shuffled = [random.Random(0).sample(range(len(bench.shard)), BATCH) for _ in range(max(4, steps // 6))]  # noqa: S311
+    shuffled = [random.Random(0).sample(range(len(bench.shard)), BATCH) for _ in range(max(4, steps // 6))]
     plans: list[tuple[str, str, Callable[[np.ndarray], None], list[Any]]] = [
         (
             "today's pipeline: fp32, padded to 128, dropout, unfused AdamW",

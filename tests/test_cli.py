@@ -143,7 +143,7 @@ def test_every_verb_has_its_function_and_its_root(verb):
         (("train", "run='${nowhere}'"), "Interpolation key 'nowhere' not found"),
         (("evaluate", "run=x", "evaluation.agregation=y"), "Did you mean 'evaluation.aggregation'?"),
         (("data", "list", "tain=3"), "Unknown setting 'tain'."),
-        (("data", "prepare", "data.options.num_examples=0"), "Expected num_examples to be at least"),
+        (("data", "prepare", "data.options.num_examples=0"), "Expected num_examples of at least 1, got 0"),
         (("train", "run=~/mine"), """Cannot read run=~/mine: quote its value, "run='~/mine'"."""),
     ],
 )
