@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+
 from fairsisa.data.encoding import Inputs, encode_examples
 from fairsisa.data.hatexplain import load_hatexplain
 from fairsisa.execution import Event, run_tasks

@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 import torch
+
 from fairsisa.lineage import Lineage, slice_digest
 from fairsisa.store import Artefact, Store
 

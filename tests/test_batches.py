@@ -8,12 +8,13 @@ from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
-import fairsisa
 import numpy as np
 import pytest
-from fairsisa.data.batches import inference_batches, training_batches
 from hypothesis import given
 from hypothesis import strategies as st
+
+import fairsisa
+from fairsisa.data.batches import inference_batches, training_batches
 
 lengths = st.lists(st.integers(1, 60), min_size=1, max_size=50).map(np.array)
 sizes = st.integers(1, 9)

@@ -5,10 +5,11 @@ from fractions import Fraction
 from itertools import pairwise
 
 import pytest
-from fairsisa.settings import TrainerSettings
-from fairsisa.sisa.budget import learning_rate_window, presentations, slice_epochs
 from hypothesis import given
 from hypothesis import strategies as st
+
+from fairsisa.settings import TrainerSettings
+from fairsisa.sisa.budget import learning_rate_window, presentations, slice_epochs
 
 counts = st.integers(1, 12)
 epochs = st.floats(0.05, 40)

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairsisa.lineage import content_digest
-from fairsisa.models.base import Base
-from fairsisa.settings import ModelSettings, TrainerSettings
-from fairsisa.sisa.chain import block_lineage, plan_stages, predictions_lineage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chains import BASE, LOGISTIC, QUICK, TINY_TEXT, Row, names_of, planned
+from fairsisa.lineage import content_digest
+from fairsisa.models.base import Base
+from fairsisa.settings import ModelSettings, TrainerSettings
+from fairsisa.sisa.chain import block_lineage, plan_stages, predictions_lineage
 
 Shard = list[list[Row]]
 ROWS: Shard = [[("a", "one", 0), ("b", "two", 1), ("c", "three", 1)], [("d", "four", 0), ("e", "five", 1)]]

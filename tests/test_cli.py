@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import fairsisa
 import pytest
 import yaml
+
+import fairsisa
 from fairsisa.cli import composing, verbs
 from fairsisa.cli.catalogue import VERBS
 from fairsisa.cli.composing import ALLOWED_TARGETS, compose, defaults_of, instantiate_loggers, leaves, options

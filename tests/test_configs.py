@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from fairsisa.cli import composing
 from fairsisa.cli.catalogue import VERBS
 from fairsisa.cli.composing import (
     ALLOWED_TARGETS,
@@ -17,6 +19,7 @@ from fairsisa.cli.composing import (
 )
 from fairsisa.cli.verbs import RUN_KEYS
 from fairsisa.data.corpora import CORPORA
+from fairsisa.errors import ConfigError
 from fairsisa.settings import (
     GROUPS,
     EvaluationSettings,
@@ -134,12 +137,6 @@ def test_evaluate_changes_nothing_unless_told():
     assert compose("evaluate", ["run=x", "evaluation.level=0.9"])["evaluation"]["level"] == 0.9
 
 
-def test_the_defaults_of_train_are_the_quickstart_but_for_its_shards():
-    default, quickstart = plain(settings_of()), plain(settings_of("experiment=quickstart"))
-    assert quickstart.pop("partition") != default.pop("partition")
-    assert quickstart == default
-
-
 def test_values_on_the_command_line_win_over_an_experiment():
     settings = settings_of("experiment=quickstart", "partition.num_shards=2", "model=minilm")
     assert (settings.partition.num_shards, settings.partition.num_slices, settings.model.trains) == (2, 3, "full")
@@ -152,11 +149,8 @@ def test_a_networks_shape_can_be_given_on_the_command_line():
 
 def test_the_configs_lie_in_the_package_or_beside_it(monkeypatch, tmp_path):
     assert config_folder().name == "conf"
-    from fairsisa.cli import composing
-    from fairsisa.errors import ConfigError
-
     monkeypatch.setattr(composing, "__file__", str(tmp_path / "fairsisa" / "cli" / "composing.py"))
-    with pytest.raises(ConfigError, match="The configs of fairsisa are in neither .* reinstall it"):
+    with pytest.raises(ConfigError, match=r"The configs of fairsisa are in neither .* reinstall it"):
         composing.config_folder()
     for folder in (tmp_path / "conf", tmp_path / "fairsisa" / "conf"):
         folder.mkdir(parents=True)

@@ -6,6 +6,9 @@ import hmac
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fairsisa.data.columns import (
     SPLIT_KEY,
     band_names,
@@ -22,8 +25,6 @@ from fairsisa.data.columns import (
     require_known,
 )
 from fairsisa.errors import DataError
-from hypothesis import given
-from hypothesis import strategies as st
 
 texts = st.text(max_size=8)
 IDS = ["a", "b", "c", "d"]

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from fairsisa.data.corpora import CORPORA, list_corpora, load_corpus
 from fairsisa.errors import DataError
 from fairsisa.tables import read_examples, write_examples

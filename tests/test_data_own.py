@@ -9,11 +9,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from fairsisa.data.columns import CATEGORY_KEY, keyed_splits, keyed_uniform
 from fairsisa.data.own import load_own
 from fairsisa.errors import DataError
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 ROWS: list[dict[str, Any]] = [
     {"id": "a", "who": "p1", "age": 20, "job": "clerk", "sex": "f", "paid": "no", "part": "Train", "note": "fine, so"},

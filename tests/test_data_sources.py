@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+
 from fairsisa.data.sources import SourceFile, github_url, locate, read_source
 from fairsisa.errors import ChecksumError, DataError
 

@@ -8,6 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import integrate, stats
+from sklearn.linear_model import LogisticRegression
+
 from fairsisa.data.synthetic import (
     MAX_CUES,
     REGIONS,
@@ -34,10 +39,6 @@ from fairsisa.data.synthetic_samples import (
 )
 from fairsisa.errors import ConfigError, DataError
 from fairsisa.tables import Examples
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from scipy import integrate, stats
-from sklearn.linear_model import LogisticRegression
 
 unit = st.floats(0.05, 0.95)
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+
 from fairsisa.data.columns import SPLIT_KEY, keyed_uniform
 from fairsisa.data.sources import SourceFile
 from fairsisa.data.tabular import build_examples, load_tabular

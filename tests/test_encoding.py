@@ -6,13 +6,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fairsisa.data.encoding import Inputs, encode_examples
 from fairsisa.data.summary import describe_examples
 from fairsisa.errors import DataError
 from fairsisa.lineage import content_digest
 from fairsisa.tables import Examples
-from hypothesis import given
-from hypothesis import strategies as st
 
 WORDS = ("a", "bb", "ccc", "dddd")
 texts = st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join), min_size=2, max_size=12)

@@ -7,6 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+
+from chains import LOGISTIC, TINY_TEXT, assembled, digests_of, run_of, sampled, trained
 from fairsisa.errors import ConfigError
 from fairsisa.execution import Event
 from fairsisa.settings import AGGREGATIONS, PartitionSettings
@@ -15,12 +21,6 @@ from fairsisa.sisa.chain import plan_stages
 from fairsisa.sisa.ensemble import PredictTask, aggregate, predict_constituent, read_predictions
 from fairsisa.store import Store
 from fairsisa.tables import Predictions
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
-from scipy import stats
-
-from chains import LOGISTIC, TINY_TEXT, assembled, digests_of, run_of, sampled, trained
 
 HEAD, LORA = replace(TINY_TEXT, trains="head"), replace(TINY_TEXT, trains="lora", lora_rank=2)
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from fairsisa.errors import DataError, MissingArtefactError, TrainingError
-from fairsisa.execution import Event, Report, default_workers, run_tasks
 
 from chains import LOGISTIC, assembled, digests_of, run_of, trained
+from fairsisa.errors import DataError, MissingArtefactError, TrainingError
+from fairsisa.execution import Event, Report, default_workers, run_tasks
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.calibration import calibration_curve
+from sklearn.metrics import roc_curve
+
 from fairsisa.errors import DataError
 from fairsisa.fairness.curves import ROC_COLUMNS, reliability, roc_by_group
 from fairsisa.fairness.intervals import Bootstrap, weight_chunks
 from fairsisa.fairness.metrics import expected_calibration_error
 from fairsisa.fairness.predictors import HeldOut, Predictor
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import roc_curve
 
 
 def make_case(seed, num_classes):

@@ -4,6 +4,10 @@ import fairlearn.metrics
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+
 from fairsisa.errors import DataError
 from fairsisa.fairness import intervals
 from fairsisa.fairness.evaluation import evaluate, paired_differences, pairwise_disagreement
@@ -12,9 +16,6 @@ from fairsisa.fairness.metrics import QUALITIES
 from fairsisa.fairness.predictors import HeldOut, Predictor, constituent_predictors
 from fairsisa.fairness.rates import DIFFERENCES, RATES
 from fairsisa.tables import Predictions
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
 QUICK = Bootstrap(num_replicates=60, seed=5)
 

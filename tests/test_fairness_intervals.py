@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fairsisa.fairness import intervals
-from fairsisa.fairness.intervals import INTERVAL_COLUMNS, Bootstrap, summarise, weight_chunks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+
+from fairsisa.fairness import intervals
+from fairsisa.fairness.intervals import INTERVAL_COLUMNS, Bootstrap, summarise, weight_chunks
 
 
 def all_weights(subjects, bootstrap):

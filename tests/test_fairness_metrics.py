@@ -2,11 +2,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from fairsisa.fairness.metrics import accuracy, auroc, expected_calibration_error, macro_f1, top_label
-from fairsisa.fairness.rates import confusion_counts, confusion_indicator, group_examples
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
+
+from fairsisa.fairness.metrics import accuracy, auroc, expected_calibration_error, macro_f1, top_label
+from fairsisa.fairness.rates import confusion_counts, confusion_indicator, group_examples
 
 
 @st.composite

@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+
 from fairsisa.errors import DataError
 from fairsisa.fairness.predictors import HeldOut, Predictor, check_predictors, constituent_predictors, held_out
 from fairsisa.tables import Examples, Predictions

@@ -6,6 +6,9 @@ import sys
 import fairlearn.metrics
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fairsisa.fairness.rates import (
     DIFFERENCES,
     RATES,
@@ -17,8 +20,6 @@ from fairsisa.fairness.rates import (
     indicator,
     rate_differences,
 )
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 FAIRLEARN = {
     "true_positive_rate": fairlearn.metrics.true_positive_rate,

@@ -13,6 +13,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from fairsisa.lineage import (
     NOTHING,
     Lineage,
@@ -25,8 +28,6 @@ from fairsisa.lineage import (
     slice_digest,
 )
 from fairsisa.tables import Examples
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 GOLDEN_NAME = "9e257fca2694e89cbaf606a353e71bce377c1fae6cd621cdcac44b4d722f45e7"
 GOLDEN_SEED = 1726236359551782682

@@ -12,13 +12,13 @@ import huggingface_hub
 import pytest
 import torch
 import transformers
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors.torch import load_file
+
 from fairsisa.errors import ConfigError, ModelError
 from fairsisa.models import base as bases
 from fairsisa.models.base import Base, find_base, is_bidirectional, load_classifier, load_encoder, load_tokenizer
 from fairsisa.settings import ModelSettings
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
-from safetensors.torch import load_file
-
 from makers import gpt2_folder, tiny_bert_settings, tokenizer_folder
 
 GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}

@@ -3,11 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fairsisa.data.encoding import Inputs
 from fairsisa.models import batching
 from fairsisa.models.batching import SliceData, collate, run_batched
-from hypothesis import given
-from hypothesis import strategies as st
 
 ragged = st.lists(st.lists(st.integers(1, 99), min_size=1, max_size=7), min_size=1, max_size=12)
 

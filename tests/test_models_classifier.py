@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pytorch_lightning.loggers.logger import DummyLogger
+
 from fairsisa.data.encoding import Inputs
 from fairsisa.models.batching import SliceData, collate
 from fairsisa.models.classifier import MOMENTS, OPTIMIZER, Classifier, Schedule, initial_state, load_trained
 from fairsisa.models.network import build_network, logits_of
 from fairsisa.settings import ModelSettings, TrainerSettings
-from hypothesis import given
-from hypothesis import strategies as st
-from pytorch_lightning.loggers.logger import DummyLogger
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

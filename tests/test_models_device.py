@@ -1,8 +1,9 @@
 from __future__ import annotations
 
-import fairsisa
 import pytest
 import torch
+
+import fairsisa
 from fairsisa.errors import ConfigError
 from fairsisa.models import device
 from fairsisa.models.device import (

@@ -6,6 +6,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as npst
+from sklearn.preprocessing import StandardScaler
+
 from fairsisa.data.encoding import Inputs
 from fairsisa.errors import ConfigError
 from fairsisa.models.base import find_base, load_classifier, load_tokenizer
@@ -19,11 +24,6 @@ from fairsisa.models.network import (
     pooled_features,
 )
 from fairsisa.settings import ModelSettings
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from hypothesis.extra import numpy as npst
-from sklearn.preprocessing import StandardScaler
-
 from makers import TINY_BERT, gpt2_folder, tokenizer_folder
 
 WIDTH = 16

@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
 from fairsisa.errors import PartitionError
 from fairsisa.sisa.partition import Partition, partition_examples, risk_shards
 from fairsisa.tables import Examples
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 STRATEGIES = ("uniform", "stratified", "risk_aware")
 GOLDEN = """

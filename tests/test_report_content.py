@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+
 from fairsisa.errors import DataError
 from fairsisa.fairness.curves import reliability, roc_by_group
 from fairsisa.fairness.evaluation import evaluate

@@ -10,14 +10,14 @@ from pathlib import PurePosixPath
 import numpy as np
 import pandas as pd
 import pytest
+from markdown_it import MarkdownIt
+
 from fairsisa.fairness.evaluation import evaluate
 from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.predictors import HeldOut, Predictor
 from fairsisa.report.content import Fact, RunReport
 from fairsisa.report.numbers import metrics_json
 from fairsisa.report.page import code_block, markdown_text, write_report
-from markdown_it import MarkdownIt
-
 from test_report_content import make_report
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}

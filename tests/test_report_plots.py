@@ -9,12 +9,12 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.figure import Figure
+
 from fairsisa.report import plots, training_plots
 from fairsisa.report.rows import by_key
 from fairsisa.report.style import BLUE, MUTED, SERIES, VERMILION, figure_of, plain, series_colours, styled
 from fairsisa.report.svg import inline_svg
-from matplotlib.figure import Figure
-
 from test_report_content import make_curves, make_report, make_training
 
 ROWS = pd.DataFrame({"label": ["a", "b", "c"], "value": [0.2, math.nan, 0.5], "low": [0.1, math.nan, 0.4]})

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
+
 from fairsisa.fairness.evaluation import paired_differences
 from fairsisa.report import tables
 from fairsisa.report.rows import by_key
 from fairsisa.report.tables import Cell
-
 from test_report_content import make_report, make_training
 
 

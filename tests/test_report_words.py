@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from fairsisa.fairness.metrics import QUALITIES
 from fairsisa.fairness.rates import DIFFERENCES, RATES
 from fairsisa.report import words

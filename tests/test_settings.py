@@ -9,6 +9,9 @@ from typing import Any
 
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
 from fairsisa.errors import ConfigError
 from fairsisa.settings import (
     AGGREGATIONS,
@@ -25,8 +28,6 @@ from fairsisa.settings import (
     run_settings,
     settings_from,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 
 FIELDS = [(group, field.name) for group, kind in GROUPS.items() for field in dataclasses.fields(kind)]
 WRONG = {

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+
 from fairsisa.errors import MissingArtefactError, StoreError
 from fairsisa.store import Store
-
 from store_cases import WEIGHTS, files_under, lineage, path_of, put_tree, same
 
 

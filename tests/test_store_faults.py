@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import torch
+from filelock import FileLock
+
 from fairsisa.errors import CorruptArtefactError, MissingArtefactError, StoreError
 from fairsisa.store import Store
 from fairsisa.store.durable import write_durably
-from filelock import FileLock
-
 from store_cases import WEIGHTS, files_under, lineage, path_of, put_tree, same
 
 

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 import torch
-from fairsisa.errors import MissingArtefactError
-from fairsisa.lineage import Lineage
-from fairsisa.store import Store
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
+from fairsisa.errors import MissingArtefactError
+from fairsisa.lineage import Lineage
+from fairsisa.store import Store
 from store_cases import lineage
 
 IDS = st.sampled_from("uvwxyz")

@@ -8,8 +8,8 @@ import sys
 from pathlib import Path
 
 import safetensors.torch
-from fairsisa.store import Store
 
+from fairsisa.store import Store
 from store_cases import WEIGHTS, files_under, lineage, same
 
 ROOT = lineage("root", kind="root")

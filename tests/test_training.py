@@ -16,17 +16,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from fairsisa.errors import TrainingError
-from fairsisa.execution import Event
-from fairsisa.models.classifier import Classifier
-from fairsisa.models.network import Standardizer
-from fairsisa.runs.assembly import Assembly, assemble
-from fairsisa.settings import ModelSettings, PartitionSettings, RunSettings, TrainerSettings
-from fairsisa.sisa import training
-from fairsisa.sisa.chain import plan_stages
-from fairsisa.sisa.partition import Partition, partition_examples
-from fairsisa.store import Store
-from fairsisa.tables import Examples
 
 from chains import (
     LOGISTIC,
@@ -41,6 +30,17 @@ from chains import (
     statuses,
     trained,
 )
+from fairsisa.errors import TrainingError
+from fairsisa.execution import Event
+from fairsisa.models.classifier import Classifier
+from fairsisa.models.network import Standardizer
+from fairsisa.runs.assembly import Assembly, assemble
+from fairsisa.settings import ModelSettings, PartitionSettings, RunSettings, TrainerSettings
+from fairsisa.sisa import training
+from fairsisa.sisa.chain import plan_stages
+from fairsisa.sisa.partition import Partition, partition_examples
+from fairsisa.store import Store
+from fairsisa.tables import Examples
 
 HEAD, LORA = replace(TINY_TEXT, trains="head"), replace(TINY_TEXT, trains="lora", lora_rank=2)
 CARRIED = replace(QUICK, optimizer_state="carried")

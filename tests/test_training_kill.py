@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from fairsisa.store import Store
 
 from chains import TINY_TEXT, digests_of
+from fairsisa.store import Store
 
 PATIENCE = 300.0
 SMALL = [

@@ -95,7 +95,7 @@ class Classifier(pl.LightningModule):
 
     def _step(self, batch: Batch) -> torch.Tensor:
         loss = nn.functional.cross_entropy(logits_of(self.network, batch), batch["labels"])
-        loss.backward()  # one device, and the number format is ours: a Lightning strategy has nothing to add
+        torch.autograd.backward(loss)  # one device, and the number format is ours: a strategy has nothing to add
         masters, parameters = list(self._masters.values()), list(self._trained.values())
         torch._foreach_copy_([_gradient(m) for m in masters], [_gradient(p) for p in parameters])
         if self.settings.gradient_clip is not None:
