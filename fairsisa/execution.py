@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from multiprocessing import connection
@@ -77,18 +78,18 @@ def _run_in_processes(
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["fairsisa.sisa.training", "fairsisa.sisa.ensemble"])
     reader, writer = context.Pipe(duplex=False)
-    stop = threading.Event()
-    listener = threading.Thread(target=_listen, args=(reader, stop, on_event), daemon=True)
+    held, leash = context.Pipe(duplex=False)
+    stop, refused = threading.Event(), list[Exception]()
+    listener = threading.Thread(target=_listen, args=(reader, stop, on_event, refused), daemon=True)
     listener.start()
     try:
-        start = (threads, writer, context.Lock(), context.Value("i", 0))
+        start = (threads, writer, context.Lock(), held, context.Value("i", 0))
         with ProcessPoolExecutor(num_workers, context, _start_worker, start) as pool:
-            futures = [pool.submit(_call, function, task) for task in tasks]
-            for future in as_completed(futures):
-                if future.exception() is not None:
-                    pool.shutdown(wait=True, cancel_futures=True)
-                future.result()
-            return [future.result() for future in futures]
+            try:
+                results = _collect(pool, [pool.submit(_call, function, task) for task in tasks], refused)
+            except KeyboardInterrupt:
+                leash.close()  # the workers end at once
+                raise
     except BrokenProcessPool as error:
         raise TrainingError(
             "A worker process was killed (out of memory, or by hand). Every finished slice is kept: run the same "
@@ -97,14 +98,34 @@ def _run_in_processes(
     finally:
         stop.set()
         listener.join(timeout=5.0)
+    if refused:
+        raise refused[0]
+    return results
 
 
-def _start_worker(threads: int, writer: Connection, lock: Lock, num_started: Synchronized[int]) -> None:
+def _collect(
+    pool: ProcessPoolExecutor, futures: Sequence[Future[Result]], refused: Sequence[Exception]
+) -> list[Result]:
+    """Return the results in order; after a failure begin nothing more, and raise it when what runs has ended."""
+    for future in as_completed(futures):
+        if refused or future.exception() is not None:
+            pool.shutdown(wait=True, cancel_futures=True)
+            if refused:
+                raise refused[0]
+        future.result()
+    return [future.result() for future in futures]
+
+
+def _start_worker(
+    threads: int, writer: Connection, lock: Lock, held: Connection, num_started: Synchronized[int]
+) -> None:
     global _channel  # noqa: PLW0603 - a worker has one channel for its whole life
     _channel = (writer, lock)
     torch.set_num_threads(threads)
     _take_own_gpu(num_started)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends its workers
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(1))  # Lightning would go on waiting for the next task
+    threading.Thread(target=_end_with_parent, args=(held,), daemon=True).start()
 
 
 def _take_own_gpu(num_started: Synchronized[int]) -> None:
@@ -117,10 +138,10 @@ def _take_own_gpu(num_started: Synchronized[int]) -> None:
         os.environ["CUDA_VISIBLE_DEVICES"] = devices[number % len(devices)]
 
 
-def _end_with_parent() -> None:
+def _end_with_parent(held: Connection) -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
-        connection.wait([parent.sentinel])
+        connection.wait([parent.sentinel, held])
         os._exit(1)
 
 
@@ -135,7 +156,12 @@ def _send(event: Event) -> None:
             writer.send(event)
 
 
-def _listen(reader: Connection, stop: threading.Event, on_event: Report) -> None:
+def _listen(reader: Connection, stop: threading.Event, on_event: Report, refused: list[Exception]) -> None:
     while not stop.is_set() or reader.poll():
         if reader.poll(0.1):
-            on_event(reader.recv())
+            event = reader.recv()  # also when none is wanted any more, lest workers wait for a full pipe
+            if not refused:
+                try:
+                    on_event(event)
+                except Exception as error:
+                    refused.append(error)

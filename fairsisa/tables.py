@@ -117,7 +117,7 @@ class Predictions:
     @property
     def votes(self) -> np.ndarray:
         """The class each constituent scores highest, int64, shape (num_examples, num_constituents)."""
-        return self.scores.argmax(axis=2).astype(np.int64)
+        return np.asarray(self.scores.argmax(axis=2), dtype=np.int64)
 
     def frame(self) -> pd.DataFrame:
         """Return the long table: example_id, constituent, vote, score:<class index>."""

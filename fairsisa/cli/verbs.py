@@ -23,7 +23,7 @@ from fairsisa.report.progress import training_progress
 from fairsisa.runs.directory import Run
 from fairsisa.runs.evaluating import evaluate_run
 from fairsisa.runs.logging import log_result, logged, metrics_handler
-from fairsisa.runs.training import data_root, train_run
+from fairsisa.runs.training import data_root, source_digest, train_run
 from fairsisa.settings import (
     EvaluationSettings,
     ExecutionSettings,
@@ -116,9 +116,7 @@ def run_directory(config: Config, overrides: Sequence[str]) -> Path:
     if config["run"]:
         return Path(str(config["run"])).expanduser()
     decided = json.dumps({key: config[key] for key in RUN_KEYS}, sort_keys=True)
-    source = Path(str(config["data"].get("path") or "")).expanduser()
-    content = hashlib.sha256(source.read_bytes()).hexdigest() if source.is_file() else ""
-    digest = hashlib.sha256((decided + content).encode()).hexdigest()[:8]
+    digest = hashlib.sha256(f"{decided}{source_digest(config['data'])}".encode()).hexdigest()[:8]
     words = [override.lstrip("+").partition("=") for override in overrides]
     chosen = [value for key, _, value in words if key == "experiment"]
     name = chosen[-1] if chosen else str(config["data"]["name"])
