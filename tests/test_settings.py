@@ -184,7 +184,7 @@ def test_every_checked_field_has_a_bad_value():
 
 
 @given(
-    value=st.floats(allow_nan=True, allow_infinity=True),
+    value=st.integers(-7, 11) | st.floats(allow_nan=True, allow_infinity=True),
     low=st.none() | st.integers(-5, 5),
     high=st.none() | st.integers(6, 9),
     above=st.none() | st.integers(-5, 5),
@@ -220,11 +220,12 @@ def test_zero_is_a_value_and_null_is_none():
 
 
 def test_settings_do_not_share_the_mapping_they_were_made_from():
-    shape = {"hidden_size": 8, "deep": [1]}
+    shape = {"hidden_size": 8, "deep": [1, {"er": (2,)}]}
     made = settings_from(ModelSettings, {"shape": shape}, "model")
     shape["hidden_size"] = 9
     shape["deep"].append(2)
-    assert made.shape == {"hidden_size": 8, "deep": [1]}
+    shape["deep"][1]["er"] = (3,)
+    assert made.shape == {"hidden_size": 8, "deep": [1, {"er": [2]}]}
 
 
 def test_settings_cannot_be_changed():

@@ -1,0 +1,176 @@
+"""The verb `evaluate`: from a published ensemble to measured rates, tables and a report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+
+from fairsisa.errors import ConfigError
+from fairsisa.execution import Report
+from fairsisa.fairness.curves import reliability, roc_by_group
+from fairsisa.fairness.evaluation import Evaluation, evaluate
+from fairsisa.fairness.intervals import Bootstrap
+from fairsisa.fairness.predictors import HeldOut, Predictor, constituent_predictors, held_out
+from fairsisa.report.content import Fact, RunReport
+from fairsisa.report.page import write_report
+from fairsisa.runs.assembly import assemble
+from fairsisa.runs.directory import Ensemble, Run
+from fairsisa.runs.training import publishable
+from fairsisa.settings import AGGREGATIONS, EvaluationSettings, ExecutionSettings, RunSettings, plain
+from fairsisa.sisa.ensemble import aggregate, read_predictions
+from fairsisa.tables import CALIBRATION, TEST, Predictions
+
+
+def evaluate_run(
+    run: Run, *, settings: EvaluationSettings | None = None, execution: ExecutionSettings, on_event: Report
+) -> RunReport:
+    """Measure a trained run on its test split; write and return its report.
+
+    Leaves predictions.parquet, metrics.json, report.md and report.html in the run. `settings` None means those of the
+    run. Predictions come from the store; only those it lacks are made.
+
+    Raises:
+        RunError: when the run is not trained, or another command is at work on it.
+        ConfigError: when `settings` ask for baselines that the run was not trained with.
+    """
+    with run.locked():
+        own = run.settings
+        chosen = own.evaluation if settings is None else settings
+        untrained = set(chosen.baselines) - set(own.evaluation.baselines)
+        if untrained:
+            raise ConfigError(
+                f"This run has no baseline {min(untrained)!r}; train with evaluation.baselines holding it."
+            )
+        ensemble = _with_predictions(run, own, execution, on_event)
+        _write_predictions(run, ensemble)
+        judged = _judged(run, chosen)
+        predictions = _predictions(run, ensemble, TEST)
+        bootstrap = Bootstrap(chosen.num_replicates, chosen.level, own.seed)
+        predictors = _predictors(run, ensemble, chosen, own.seed)
+        evaluation = evaluate(judged, predictors, predictions=predictions, bootstrap=bootstrap)
+        report = _report(run, chosen, judged, predictors, evaluation)
+        write_report(run.directory, report)
+    return report
+
+
+def _with_predictions(run: Run, settings: RunSettings, execution: ExecutionSettings, on_event: Report) -> Ensemble:
+    ensemble, store = run.ensemble, run.store
+    if not all(store.has(name) for names in ensemble.predictions.values() for name in names.values()):
+        assembly = assemble(settings, run.examples, run.partition, store.root)
+        ensemble = publishable(assembly, settings, execution, on_event)
+        run.publish(ensemble)
+    return ensemble
+
+
+def _predictions(run: Run, ensemble: Ensemble, split: str, kind: str = "checkpoints") -> Predictions:
+    wanted: Iterable[str] = getattr(ensemble, kind)
+    made = ensemble.predictions[split]
+    return read_predictions(run.store, {name: made[name] for name in wanted if name in made})
+
+
+def _write_predictions(run: Run, ensemble: Ensemble) -> None:
+    parts = [
+        _predictions(run, ensemble, split).frame().assign(split=split)
+        for split in (CALIBRATION, TEST)
+        if ensemble.predictions[split]
+    ]
+    partial = run.path("predictions.parquet.partial")
+    pd.concat(parts, ignore_index=True).to_parquet(partial, index=False)
+    partial.replace(run.path("predictions.parquet"))
+
+
+def _judged(run: Run, settings: EvaluationSettings) -> HeldOut:
+    judged = held_out(run.examples)
+    wanted = settings.sensitive_features or tuple(judged.sensitive_features)
+    return replace(judged, sensitive_features={name: run.examples.sensitive(name)[_test_rows(run)] for name in wanted})
+
+
+def _test_rows(run: Run) -> np.ndarray:
+    return (run.examples.frame["split"] == TEST).to_numpy()
+
+
+def _predictors(run: Run, ensemble: Ensemble, settings: EvaluationSettings, seed: int) -> list[Predictor]:
+    predictions = _predictions(run, ensemble, TEST)
+    sizes = run.partition.frame().groupby("shard").size()
+    weights = [float(sizes[int(name.removeprefix("shard-"))]) for name in predictions.constituents]
+    predictors = []
+    for name in (settings.aggregation, *(name for name in AGGREGATIONS if name != settings.aggregation)):
+        scores = aggregate(predictions, name, weights=weights, seed=seed)
+        predictors.append(Predictor(name, scores.argmax(axis=1), scores))
+    if settings.baselines:
+        baselines = _predictions(run, ensemble, TEST, "baselines")
+        for place, name in enumerate(baselines.constituents):
+            if name.removeprefix("baseline-") in settings.baselines:
+                scores = baselines.scores[:, place].astype(np.float64)
+                predictors.append(Predictor(_baseline_name(name), scores.argmax(axis=1), scores))
+    return predictors + constituent_predictors(predictions)
+
+
+def _baseline_name(constituent: str) -> str:
+    return constituent.replace("baseline-", "baseline ")
+
+
+def _report(
+    run: Run,
+    settings: EvaluationSettings,
+    judged: HeldOut,
+    predictors: list[Predictor],
+    evaluation: Evaluation,
+) -> RunReport:
+    own, by_name = run.settings, {predictor.name: predictor for predictor in predictors}
+    scored, environment = by_name["mean_score"], run.environment
+    training = pd.read_csv(run.path("training.csv"))
+    baselines = tuple(name for name in by_name if name.startswith("baseline "))
+    main = settings.headline_features or tuple(judged.sensitive_features)[:4]
+    drawn = replace(judged, sensitive_features={name: judged.sensitive_features[name] for name in main})
+    return RunReport(
+        title=f"{run.examples.name}: {own.partition.num_shards} shards of {own.partition.num_slices} slices",
+        evaluation=evaluation,
+        ensemble=settings.aggregation,
+        baselines=baselines,
+        main_features=main,
+        facts=tuple(_facts(run, own, training)),
+        warnings=tuple(_declarations(own)),
+        commands=(*environment.get("commands", []), f"fairsisa evaluate run={run.directory}"),
+        settings=plain(own),
+        environment={key: value for key, value in environment.items() if key != "commands"},
+        training=training,
+        curves=pd.read_csv(run.path("curves.csv")),
+        roc=roc_by_group(drawn, scored),
+        reliability=reliability(judged, scored, bootstrap=Bootstrap(settings.num_replicates, settings.level, own.seed)),
+    )
+
+
+def _facts(run: Run, settings: RunSettings, training: pd.DataFrame) -> Iterable[Fact]:
+    sizes = run.examples.frame["split"].value_counts()
+    yield Fact("Training examples", f"{sizes.get('train', 0):,}", "each in one slice of one shard")
+    yield Fact(
+        "Calibration / test examples", f"{sizes.get(CALIBRATION, 0):,} / {sizes.get(TEST, 0):,}", "never trained on"
+    )
+    subjects = run.partition.frame()["subject_id"].nunique()
+    yield Fact("Training subjects", f"{subjects:,}", "a subject's examples are never split across shards or slices")
+    own = training[training["shard"].str.startswith("shard-")]
+    rest = training[~training["shard"].str.startswith("shard-")]
+    yield Fact("Training time of the ensemble", f"{own['seconds'].sum():,.1f} core-seconds", "summed over its slices")
+    if len(rest):
+        yield Fact(
+            "Training time of the baselines", f"{rest['seconds'].sum():,.1f} core-seconds", "the price of comparing"
+        )
+    if settings.model.kind == "text":
+        yield Fact("What trains", settings.model.trains, f"base: {settings.model.base}")
+
+
+def _declarations(settings: RunSettings) -> Iterable[str]:
+    if settings.model.kind != "text" or settings.model.trains == "head":
+        yield (
+            "Features are standardised by the mean and deviation of the first slice of each shard; these belong to "
+            "that slice's checkpoint and are fitted anew when it is retrained. Nothing learnt from data crosses shards."
+        )
+    if settings.partition.strategy != "uniform":
+        yield (
+            f"The {settings.partition.strategy} partition was dealt once, with every subject in view, and stays fixed: "
+            "exactness is meant given this partition."
+        )
