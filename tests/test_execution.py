@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import time
@@ -32,7 +33,7 @@ def work(job: Job, report: Report) -> tuple[int, int, int]:
         raise MissingArtefactError("no such artefact")
     if job.act == "die":
         os.kill(os.getpid(), signal.SIGKILL)
-    for step in range(3):
+    for step in range(5000 if job.act == "chat" else 3):
         report(Event("metrics", f"shard-{job.number}", job.number, step, {"train_loss": 0.5 * step}))
     return job.number, torch.get_num_threads(), os.getpid()
 
@@ -112,6 +113,30 @@ def test_an_error_of_the_listener_is_not_swallowed():
         run_tasks(work, [Job(0), Job(1)], num_workers=1, threads=1, on_event=refuse)
     with pytest.raises(ValueError, match="cannot log slice_started"):
         run_tasks(work, [Job(0), Job(1)], num_workers=2, threads=1, on_event=refuse)
+
+
+def test_workers_that_nobody_hears_do_not_wait_for_ever():
+    def refuse(event: Event) -> None:
+        raise ValueError("the disk of the log is full")
+
+    jobs = [Job(number, act="chat") for number in range(3)]  # each sends more than a pipe holds
+    with pytest.raises(ValueError, match="the disk of the log is full"):
+        run_tasks(work, jobs, num_workers=2, threads=1, on_event=refuse)
+
+
+def test_ctrl_c_ends_the_workers_at_once():
+    pids: list[int] = []
+
+    def press(event: Event) -> None:
+        pids.extend(child.pid for child in multiprocessing.active_children() if child.pid is not None)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(work, [Job(number, seconds=600.0) for number in range(4)], num_workers=2, threads=1, on_event=press)
+    assert time.monotonic() - began < 500.0
+    assert pids
+    assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []
 
 
 def test_training_ends_the_same_with_any_number_of_workers(tmp_path):

@@ -324,11 +324,13 @@ def test_a_death_in_the_family_is_survived(outcomes, tmp_path):
         coordinator.kill()
         assert coordinator.wait(PATIENCE) == KILLED
         wait_until(lambda: not any(map(alive, workers)), "the workers end by themselves")
-    assert kept <= set(store.names("checkpoint"))
+    assert set(store.names("checkpoint")) == kept
     with training_in_workers(tmp_path) as (coordinator, workers):
         os.killpg(coordinator.pid, signal.SIGINT)
         assert coordinator.wait(PATIENCE) == 130
         wait_until(lambda: not any(map(alive, workers)), "the workers end with it")
+    assert "Traceback" not in (tmp_path / "err").read_text()
+    assert set(store.names("checkpoint")) == kept
     command = [sys.executable, "-c", "from fairsisa.cli import main; main()", *LONG, "execution.num_workers=1"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
