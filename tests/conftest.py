@@ -1,9 +1,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A shell that starts the tests in the background has Ctrl-C ignored, for children too; the tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+settings.register_profile("ci", derandomize=True, deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "default")
 from hypothesis import settings
 
 settings.register_profile("fairsisa", deadline=None)  # a loaded machine is no error

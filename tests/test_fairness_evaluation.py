@@ -32,8 +32,7 @@ def make_case(seed=0, *, num_examples=120, num_classes=2, num_constituents=3, nu
     held = HeldOut(ids, subjects, labels, tuple(f"class {c}" for c in range(num_classes)), sensitive)
     raw = rng.random((num_examples, num_constituents, num_classes))
     raw[np.arange(num_examples), :, labels] += 0.4
-    scores = np.round(raw / raw.sum(axis=2, keepdims=True), 2)
-    scores[..., -1] = 1 - scores[..., :-1].sum(axis=2)
+    scores = rng.multinomial(100, raw / raw.sum(axis=2, keepdims=True)) / 100  # coarse, so that scores tie
     names = tuple(f"shard-{number}" for number in range(num_constituents))
     return held, Predictions(ids, names, scores.astype(np.float32))
 
