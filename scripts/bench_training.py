@@ -48,6 +48,11 @@ LAYERS = 6
 LINEAR_WEIGHTS = 10_616_832  # in MiniLM's layers; 2 flops each and token forward, 4 backward
 MINILM = ModelSettings(dropout=0.0)
 GEMMS = ((1024, 1536, 384), (1024, 384, 1536), (1024, 384, 384), (2048, 2048, 2048))
+PEAK = """
+import resource, subprocess, sys
+subprocess.run(sys.argv[1:], check=True, stdout=subprocess.DEVNULL)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
 Step = Callable[[np.ndarray], None]
 
 
@@ -261,7 +266,9 @@ def lightning_overhead(bench: Bench) -> Iterator[str]:
 
 def head_mode(bench: Bench) -> Iterator[str]:
     settings = ModelSettings(trains="head")
-    trainer = dataclasses.replace(bench.trainer, max_epochs=20.0, batch_size=256, learning_rate=1e-2)
+    trainer = dataclasses.replace(
+        bench.trainer, max_epochs=20.0, batch_size=256, learning_rate=1e-2, gradient_clip=None
+    )
     encoder = build_encoder(settings, bench.base).to(dtype_of(bench.precision))
     batches = inference_batches(bench.shard.lengths, max_tokens=2048)
     with torch.inference_mode():
@@ -321,11 +328,8 @@ def memory(bench: Bench) -> Iterator[str]:
             words = [str(Path(sys.executable).with_name("fairsisa")), "train", *fixed.split()]
             words += [f"partition.num_shards={shards}", f"partition.num_slices={slices}"]
             words += [f"paths.root={folder}", f"paths.store={folder}/store"]
-            process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
-            _, status, usage = os.wait4(process.pid, 0)
-            if status:
-                raise SystemExit(f"{' '.join(words)} failed with status {status}")
-            yield f"| S={shards}, R={slices} | {usage.ru_maxrss / 1024:.0f} |"
+            found = subprocess.run([sys.executable, "-c", PEAK, *words], check=True, capture_output=True, text=True)
+            yield f"| S={shards}, R={slices} | {int(found.stdout) / 1024:.0f} |"
 
 
 TABLES = (fine_tuning, profile, lightning_overhead, head_mode, ensemble_inference, memory)
