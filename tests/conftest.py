@@ -9,11 +9,8 @@ from hypothesis import settings
 
 # A shell that starts the tests in the background has Ctrl-C ignored, for children too; the tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
-settings.register_profile("ci", derandomize=True, deadline=None)
-settings.load_profile("ci" if os.environ.get("CI") else "default")
-from hypothesis import settings
-
-settings.register_profile("fairsisa", deadline=None)  # a loaded machine is no error
+# A loaded machine is no error; in CI the same examples come every time.
+settings.register_profile("fairsisa", deadline=None, derandomize=bool(os.environ.get("CI")))
 settings.load_profile("fairsisa")
 
 
@@ -21,6 +18,9 @@ settings.load_profile("fairsisa")
 def data_root() -> Path:
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     root = Path(os.environ.get("FAIRSISA_DATA", beside))
-    if not root.is_dir():
-        pytest.fail(f"Expected real data sets under FAIRSISA_DATA or {beside}, found neither.")
-    return root
+    if root.is_dir():
+        return root
+    missing = f"Expected real data sets under FAIRSISA_DATA or {beside}, found neither."
+    if os.environ.get("CI"):
+        pytest.fail(missing)
+    pytest.skip(missing)

@@ -210,6 +210,17 @@ def test_a_checkpoint_names_its_own_ids_and_its_parent():
     assert len({stage.seed for stage in stages}) == len(stages)
 
 
+def test_every_slice_of_every_shard_of_every_run_has_a_seed_of_its_own():
+    chains = [planned(ROWS, seed=seed, constituent=f"shard-{k}") for seed in range(3) for k in range(3)]
+    seeds = [stage.seed for chain in chains for stage in plan_stages(chain)] + [chain.init_seed for chain in chains]
+    assert len(set(seeds)) == len(seeds) == 3 * 3 * 3
+    shorter = [planned([own[1:] for own in ROWS], seed=seed) for seed in range(3)]
+    kept = [planned(ROWS, seed=seed) for seed in range(3)]
+    for after, before in zip(shorter, kept, strict=True):  # whatever was deleted, the seeds stay
+        assert [stage.seed for stage in plan_stages(after)] == [stage.seed for stage in plan_stages(before)]
+        assert after.init_seed == before.init_seed
+
+
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=5), st.floats(0.1, 7.0))
 def test_planned_presentations_follow_the_paper(sizes, max_epochs):
     shards = [[row_of((r, i)) for i in range(count)] for r, count in enumerate(sizes)]

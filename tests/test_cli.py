@@ -386,3 +386,6 @@ def test_a_sweep_trains_a_run_for_every_value(tmp_path):
     assert all((run / "report.html").is_file() and (run / "logs" / "metrics.csv").is_file() for run in runs)
     for run in runs:
         assert f"run: runs/{run.name}\n" in done.stdout
+        (command,) = json.loads((run / "environment.json").read_text())["commands"]
+        seed = yaml.safe_load((run / "config.yaml").read_text())["settings"]["seed"]
+        assert command.startswith(f"fairsisa train seed={seed} {QUICK[0]} ")

@@ -295,6 +295,20 @@ def test_other_settings_in_the_same_directory_are_refused(change, said, small):
     assert digests_of(small / "store", None) == before
 
 
+def test_a_data_file_that_changed_is_refused(small, tmp_path):
+    frame = Run(small / "run").examples.frame
+    columns = {"label": "label", "numeric": ["feature:mixed_0", "feature:mixed_1"], "sensitive": ["sensitive:region"]}
+    own = replace(SMALL, data={"name": "own", "path": str(tmp_path / "own.csv"), "columns": columns})
+    frame.to_csv(tmp_path / "own.csv", index=False)
+    train(own, tmp_path, run="own")
+    assert {result.status for result in train(own, tmp_path, run="own")} == {"reused"}
+    frame.iloc[1:].to_csv(tmp_path / "own.csv", index=False)
+    with pytest.raises(RunError, match=r"own\.csv has changed since .*own was begun with it: choose another run="):
+        train(own, tmp_path, run="own")
+    (tmp_path / "own.csv").unlink()  # the run keeps its own copy
+    assert {result.status for result in train(own, tmp_path, run="own")} == {"reused"}
+
+
 def test_two_commands_at_once_are_refused(small):
     run, refused = Run(small / "run"), list[str]()
 

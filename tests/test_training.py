@@ -188,6 +188,23 @@ def features(store: Path) -> set[str]:
     return set(Store(store).names("features"))
 
 
+@pytest.mark.parametrize("model", [PERCEPTRON, TINY_TEXT, LORA], ids=["mlp", "full", "lora"])
+def test_carried_moments_count_the_steps_of_the_whole_chain(model, tmp_path):
+    ends = {}
+    for trainer in (QUICK, CARRIED):
+        state = trainer.optimizer_state
+        settings = run_of(model, trainer, partition=PartitionSettings(num_shards=1, num_slices=3))
+        results = trained(assembled(settings, tmp_path / state, num_examples=40))
+        steps = accumulate(result.steps for result in results)
+        for result, done in zip(results, steps, strict=True):
+            tensors = Store(tmp_path / state).get(result.checkpoint).tensors
+            counted = {float(value) for name, value in tensors.items() if name.startswith("optimizer.step.")}
+            assert counted == ({float(done)} if trainer is CARRIED else set())
+        weights = {name: value for name, value in tensors.items() if not name.startswith("optimizer.")}
+        ends[state] = torch.cat([value.flatten() for value in weights.values()])
+    assert not torch.equal(ends["fresh"], ends["carried"])
+
+
 def test_deleting_from_the_plan_is_deleting_from_the_corpus(tmp_path):
     settings = run_of(PERCEPTRON)
     gone = sampled(settings)[1].slice_ids(0, 1)[0]
