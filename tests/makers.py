@@ -14,6 +14,11 @@ TINY_BERT = {
     "intermediate_size": 32,
     "max_position_embeddings": 64,
 }
+TINY_SHAPES = {
+    "bert": TINY_BERT,
+    "gpt2": {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64},
+    "llama": TINY_BERT,
+}
 
 
 def tiny_bert_settings(folder: Path, **changes: Any) -> ModelSettings:

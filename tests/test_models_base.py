@@ -19,17 +19,9 @@ from fairsisa.errors import ConfigError, ModelError
 from fairsisa.models import base as bases
 from fairsisa.models.base import Base, find_base, is_bidirectional, load_classifier, load_encoder, load_tokenizer
 from fairsisa.settings import ModelSettings
-from makers import gpt2_folder, tiny_bert_settings, tokenizer_folder
+from makers import TINY_BERT, TINY_SHAPES, gpt2_folder, tiny_bert_settings, tokenizer_folder
 
-GPT2 = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 64}
-LLAMA = {
-    "hidden_size": 16,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 32,
-    "max_position_embeddings": 64,
-}
-SMALL = {"gpt2": GPT2, "llama": LLAMA}
+GPT2, LLAMA = TINY_SHAPES["gpt2"], TINY_SHAPES["llama"]
 EVIL = "from pathlib import Path\nPath({marker!r}).touch()\n\nclass Evil:\n    pass\n"
 
 
@@ -254,9 +246,7 @@ def test_a_tokenizer_without_its_vocabulary_is_refused(request, tmp_path, name, 
 
 
 @pytest.mark.real_data
-@pytest.mark.parametrize(
-    ("architecture", "shape"), [("bert", tiny_bert_settings(Path()).shape), ("gpt2", GPT2), ("llama", LLAMA)]
-)
+@pytest.mark.parametrize(("architecture", "shape"), [("bert", TINY_BERT), ("gpt2", GPT2), ("llama", LLAMA)])
 def test_dropout_reaches_every_place_of_the_config(architecture, shape, request):
     folder = request.getfixturevalue("gpt2_tokenizer" if architecture == "gpt2" else "bert_tokenizer")
     settings = ModelSettings(base=str(folder), architecture=architecture, shape=shape, dropout=0.25)
@@ -384,7 +374,7 @@ def test_shape_changes_a_stored_base_too(weights_folder):
 @pytest.mark.parametrize(("architecture", "shape"), [("gpt2", {"hidden_size": 16}), ("llama", {"rope_theta": 5.0})])
 def test_other_names_that_a_config_takes_are_known(bert_tokenizer, architecture, shape):
     settings = ModelSettings(
-        base=str(bert_tokenizer), architecture=architecture, shape={**SMALL[architecture], **shape}
+        base=str(bert_tokenizer), architecture=architecture, shape={**TINY_SHAPES[architecture], **shape}
     )
     config = load_encoder(find_base(settings), settings, seed=0).config
     assert config.hidden_size == 16
@@ -395,10 +385,10 @@ def test_other_names_that_a_config_takes_are_known(bert_tokenizer, architecture,
 @pytest.mark.parametrize(
     ("architecture", "shape", "whole"),
     [
-        ("bert", tiny_bert_settings(Path()).shape, True),
+        ("bert", TINY_BERT, True),
         ("gpt2", GPT2, False),
         ("llama", LLAMA, False),
-        ("bert", {**tiny_bert_settings(Path()).shape, "is_decoder": True}, False),
+        ("bert", {**TINY_BERT, "is_decoder": True}, False),
     ],
 )
 def test_encoders_see_the_whole_text(bert_tokenizer, architecture, shape, whole):

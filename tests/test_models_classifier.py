@@ -243,6 +243,17 @@ def test_a_checkpoint_holds_what_trains_and_nothing_else(carried):
     assert torch.equal(network[1].weight, perceptron()[1].weight)
 
 
+def test_a_checkpoint_is_fp32_but_for_whole_numbers():
+    network = TinyText().to(torch.bfloat16)
+    network.register_buffer("offset", torch.ones(2, dtype=torch.bfloat16))
+    network.register_buffer("count", torch.tensor([2**31]))
+    network.register_buffer("passing", torch.ones(2), persistent=False)
+    state = initial_state(network)
+    assert set(state) == {name for name, _ in network.named_parameters()} | {"offset", "count"}
+    assert {value.dtype for name, value in state.items() if name != "count"} == {torch.float32}
+    assert (state["count"].dtype, state["count"].item()) == (torch.int64, 2**31)
+
+
 def test_a_checkpoint_is_a_copy():
     network = perceptron()
     before = initial_state(network)

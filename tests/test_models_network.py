@@ -24,22 +24,11 @@ from fairsisa.models.network import (
     pooled_features,
 )
 from fairsisa.settings import ModelSettings
-from makers import TINY_BERT, gpt2_folder, tokenizer_folder
+from makers import TINY_SHAPES, gpt2_folder, tokenizer_folder
 
 WIDTH = 16
 LOUD = {"initializer_range": 0.3}  # small weights would hide what tokens say
-SHAPES: dict[str, dict[str, Any]] = {
-    "bert": {**TINY_BERT, **LOUD},
-    "gpt2": {**LOUD, "n_embd": WIDTH, "n_layer": 2, "n_head": 2, "n_positions": 64},
-    "llama": {
-        **LOUD,
-        "hidden_size": WIDTH,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "intermediate_size": 32,
-        "max_position_embeddings": 64,
-    },
-}
+SHAPES = {architecture: {**shape, **LOUD} for architecture, shape in TINY_SHAPES.items()}
 EMBEDDINGS = {
     "bert": ("bert.embeddings.",),
     "gpt2": ("transformer.wte.", "transformer.wpe."),

@@ -18,6 +18,7 @@ from fairsisa.fairness.predictors import HeldOut, Predictor
 from fairsisa.report.content import Fact, RunReport
 from fairsisa.report.numbers import metrics_json
 from fairsisa.report.page import code_block, markdown_text, write_report
+from fairsisa.report.svg import THEMED
 from test_report_content import make_report
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -95,7 +96,8 @@ def test_the_page_stands_alone_and_runs_nothing(written):
     assert not [name for name, _ in page.attributes if name.startswith("on")]
     assert "@import" not in written[1][0]
     assert "url(http" not in written[1][0]
-    assert ("content", "default-src 'none'; style-src 'unsafe-inline'") in page.attributes
+    policy = page.attributes.index(("http-equiv", "Content-Security-Policy"))
+    assert page.attributes[policy + 1] == ("content", "default-src 'none'; style-src 'unsafe-inline'")
 
 
 def test_every_id_is_unique_and_every_reference_leads_somewhere(written):
@@ -138,7 +140,7 @@ def test_dark_pages_and_print_have_their_own_colours(written):
     html = written[1][0]
     assert "@media (prefers-color-scheme: dark)" in html
     assert "@media print" in html
-    used = set(re.findall(r"var\(--([a-z]+)\)", html))
+    used = set(re.findall(r"var\(--([a-z]+)\)", html)) | set(THEMED.values())
     for block in re.findall(r":root \{[^}]*\}", html):
         defined = set(re.findall(r"--([a-z]+):", block)) | {"sans"}
         assert used <= defined

@@ -509,3 +509,10 @@ def test_an_offline_wandb_run_is_written_and_holds_no_row(tmp_path, monkeypatch)
     frame = Run(tmp_path / "run").examples.frame
     for column in ("example_id", "subject_id", "text"):
         assert not [value for value in frame[column] if value.encode() in everything], column
+
+
+def test_whole_numbers_for_floats_name_the_same_checkpoints(tmp_path):
+    whole = replace(SMALL, trainer=replace(SMALL.trainer, gradient_clip=1, weight_decay=0, max_epochs=2))
+    assert {result.status for result in train(whole, tmp_path, run="whole")} == {"trained"}
+    again = train(Run(tmp_path / "whole").settings, tmp_path, run="whole")
+    assert {result.status for result in again} == {"reused"}

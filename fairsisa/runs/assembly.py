@@ -10,7 +10,7 @@ from fairsisa.data.encoding import Inputs, encode_examples
 from fairsisa.errors import ConfigError
 from fairsisa.models.base import find_base, load_tokenizer
 from fairsisa.models.device import resolve_accelerator, resolve_precision
-from fairsisa.settings import RunSettings
+from fairsisa.settings import RunSettings, plain, run_settings
 from fairsisa.sisa.chain import Chain
 from fairsisa.sisa.ensemble import PredictTask
 from fairsisa.sisa.partition import Partition
@@ -61,7 +61,11 @@ class Assembly:
 
 
 def resolve(settings: RunSettings) -> RunSettings:
-    """Return the settings with "auto" replaced by what this machine has."""
+    """Return the settings as a run keeps them: "auto" replaced by what this machine has, numbers of their own type.
+
+    A whole number given for a float would otherwise name other checkpoints than the same settings read back.
+    """
+    settings = run_settings(plain(settings))
     accelerator = resolve_accelerator(settings.trainer.accelerator)
     precision = resolve_precision(settings.trainer.precision, accelerator)
     return replace(settings, trainer=replace(settings.trainer, accelerator=accelerator, precision=precision))
