@@ -4,11 +4,29 @@ import hashlib
 from pathlib import Path
 
 import torch
+from fsspec.core import url_to_fs
 
 from fairsisa.lineage import Lineage, slice_digest
 from fairsisa.store import Artefact, Store
 
 WEIGHTS = {"weight": torch.arange(6.0).reshape(2, 3), "bias": torch.tensor([0.5, -0.5])}
+PLACES = ("local", "file", "memory")
+
+
+def location(place: str, folder: Path) -> str:
+    return {"local": "", "file": "file://", "memory": "memory:/"}[place] + f"{folder}/store"
+
+
+def contents(store: Store) -> dict[str, bytes]:
+    # by another way than the store's own: fsspec alone, on all three places
+    system, base = url_to_fs(store.location)
+    found = {path[len(base) :].lstrip("/"): path for path in system.find(base)}
+    return {key: system.cat_file(path) for key, path in found.items() if not key.endswith(".lock")}
+
+
+def spoil(store: Store, key: str, data: bytes) -> None:
+    system, base = url_to_fs(store.location)
+    system.pipe_file(f"{base}/{key}", data)
 
 
 def lineage(

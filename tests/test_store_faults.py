@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import errno
+import hashlib
+import json
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,9 +55,11 @@ def test_a_torn_or_missing_payload_does_not_exist(store, damage: Callable[[Path]
         store.get(name)
 
 
-def test_every_bit_of_a_manifest_counts(store):
+@pytest.mark.parametrize("kept", [True, False])
+def test_every_bit_of_a_manifest_counts(store, kept):
     made = lineage(ids=("x",))
     name = store.put(made, WEIGHTS, {"same_as": "y"}, environment={"torch": "2"})
+    store.drop([] if kept else [name])
     path = path_of(store, name, ".json")
     whole = path.read_bytes()
     for index in range(len(whole)):
@@ -82,11 +87,56 @@ def test_a_manifest_under_another_name_is_refused(store):
         store.get(other)
 
 
+def test_a_record_cannot_pass_for_an_artefact(store):
+    name = store.put(lineage(), WEIGHTS)
+    path = path_of(store, name, ".json")
+    whole = path.read_text()
+    store.drop([name])
+    record = path.read_text()
+    assert (record.count('"format":2'), record.count('"kept":false')) == (1, 1)
+    assert "kept" not in whole  # an earlier fairsisa reads this
+    for forged in (
+        record.replace('"format":2', '"format":1'),
+        record.replace("false", "true"),
+        record.replace('"kept":false,', ""),
+        whole.replace('"format":1', '"format":2'),
+    ):
+        path.write_text(forged)
+        with pytest.raises(CorruptArtefactError, match=f"{name}.json (is no manifest|does not fit its seal)"):
+            store.manifest(name)
+
+
+def test_a_manifest_from_before_there_were_records_is_read(store):
+    name = "261f09fc3e86366018cc63547aad3105f9790db837705606b433597c70b67f5f"
+    contents = "1c1f1e964015fc8f5216fbf5503ec25b4720e0db287d01bc3c70127923fc75fc"
+    payload = {"bytes": 1, "file": f"{name}.safetensors", "sha256": hashlib.sha256(b"x").hexdigest()}
+    notes = {
+        "created": "2026-01-01T00:00:00+00:00",
+        "environment": {},
+        "metadata": {"same_as": "y"},
+        "payload": payload,
+    }
+    seal = hashlib.sha256(json.dumps([name, notes], sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+    text = (
+        f'{{"contents":"{contents}","created":"2026-01-01T00:00:00+00:00","environment":{{}},"examples":["x"],"format":1,'
+        f'"inputs":[],"kind":"checkpoint","metadata":{{"same_as":"y"}},"name":"{name}","parents":[],'
+        f'"payload":{{"bytes":1,"file":"{name}.safetensors","sha256":"{payload["sha256"]}"}},"seal":"{seal}",'
+        '"settings":{"label":"a","rate":0.1}}'
+    )
+    path_of(store, name, ".json").parent.mkdir(parents=True)
+    path_of(store, name, ".json").write_text(text)
+    path_of(store, name, ".safetensors").write_bytes(b"x")
+    assert store.has(name)
+    assert store.manifest(name).kept
+    assert store.example_ids(name) == {"x"}
+    assert store.verify() == {}
+
+
 def test_a_manifest_of_a_later_format_asks_for_an_upgrade(store):
     name = store.put(lineage(), WEIGHTS)
     path = path_of(store, name, ".json")
-    path.write_text(path.read_text().replace('"format":1', '"format":2'))
-    with pytest.raises(StoreError, match="has format 2; this fairsisa reads 1: upgrade fairsisa"):
+    path.write_text(path.read_text().replace('"format":1', '"format":3'))
+    with pytest.raises(StoreError, match="has format 3; this fairsisa reads 1 and 2: upgrade fairsisa"):
         store.has(name)
 
 
@@ -212,7 +262,7 @@ def test_a_folder_that_cannot_be_read_is_no_empty_folder(store, monkeypatch):
     names = put_tree(store)
     refusing = Refusing(errno.EACCES)
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "iterdir", refusing)
+        patch.setattr(os, "scandir", refusing)
         with pytest.raises(StoreError, match=r"Could not .*Permission denied.*give this user the right"):
             store.find(["id-a"])
     with monkeypatch.context() as patch:
@@ -266,3 +316,43 @@ def test_puts_that_race_with_other_bytes_leave_one_whole_artefact(store, monkeyp
         store.put(lineage(), WEIGHTS)
     assert same(store.get(lineage().name), other)
     assert store.verify() == {}
+
+
+@pytest.mark.parametrize("task", ["drop", "claim", "collect"])
+@pytest.mark.parametrize("call", ["fsync", "replace", "unlink", "link"])
+def test_a_disk_that_refuses_at_any_call_is_explained_and_the_same_again_ends_well(tmp_path, monkeypatch, task, call):
+    (tmp_path / "run").mkdir()
+    fired = 0
+    for allowed in range(20):
+        store = Store(tmp_path / f"{task}-{allowed}")
+        names = put_tree(store)
+        twin = store.put(lineage("twin"), {"x": torch.tensor([float(ord("b"))])})  # the payload of b, again
+        store.claim(tmp_path / "run", [names["b"], twin])
+        work = {
+            "drop": lambda store=store, names=names: store.drop([names["b"], names["d"]]),
+            "claim": lambda store=store, names=names: store.claim(tmp_path / "run", [names["f"]]),
+            "collect": lambda store=store: store.collect(older_than=0.0),
+        }[task]
+        refusing, real = Refusing(errno.ENOSPC, allowed), getattr(os, call)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, lambda *args, r=refusing, f=real, **options: (r(), f(*args, **options))[1])
+            try:
+                work()
+            except StoreError as error:
+                assert re.search("Could not .*No space left.*; free disk space, then run it again", str(error))  # noqa: PT017
+        assert store.verify() == {}
+        work()
+        store.sweep(older_than=0.0)
+        kept = {entry.name: entry.kept for entry in store.records()}
+        labels = {
+            "drop": kept == {name: name not in (names["b"], names["d"]) for name in [*names.values(), twin]},
+            "claim": store.claims() == {str(tmp_path / "run"): {names["f"]}} and all(kept.values()),
+            "collect": kept == dict.fromkeys([names["a"], names["b"], twin], True),
+        }
+        assert labels[task]
+        if not refusing.fired:
+            break
+        fired += 1
+    calls = {"claim": {"fsync": 2, "replace": 1}, "drop": {"fsync": 5, "replace": 2, "unlink": 2, "link": 0}}
+    assert not refusing.fired
+    assert fired >= calls.get(task, {"link": 1, "replace": 1, "unlink": 8, "fsync": 3}).get(call, 0)

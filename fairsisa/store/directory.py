@@ -1,79 +1,70 @@
-"""Artefacts on disk under the names their lineages give them: each is there whole, or not at all."""
+"""The store: artefacts under the names their lineages give them, each there whole or not at all."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-import time
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping
+from contextlib import AbstractContextManager
 from datetime import UTC, datetime
-from graphlib import TopologicalSorter
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import safetensors.torch
 import torch
-from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from fairsisa.errors import CorruptArtefactError, MissingArtefactError, StoreError
 from fairsisa.lineage import Lineage, plain
-from fairsisa.store.durable import PARTIAL, delete, explained, files_in, make_folder, publish, staged, status_of
-from fairsisa.store.manifest import MANIFEST, PAYLOAD, Manifest, corrupt, decode, encode
+from fairsisa.store.catalogue import Catalogue, key_of, owner_of
+from fairsisa.store.claims import claim_by, claim_key, read_claims, write_claim
+from fairsisa.store.collecting import collect
+from fairsisa.store.durable import explained
+from fairsisa.store.files import Files
+from fairsisa.store.links import above, below, parents_first
+from fairsisa.store.local import LocalFiles
+from fairsisa.store.manifest import MANIFEST, PAYLOAD, Manifest, corrupt, encode
 from fairsisa.store.payload import to_bytes
+from fairsisa.store.remote import RemoteFiles, is_url
+from fairsisa.store.removing import doomed_by, drop, erase, leftovers
+from fairsisa.store.values import Artefact, Collected, Entry, Removal
 
-NAME, FOLDER = re.compile(r"[0-9a-f]{64}"), re.compile(r"[0-9a-f]{2}")
 NO_VALUES: Mapping[str, Any] = MappingProxyType({})
-
-
-@dataclass(frozen=True)
-class Artefact:
-    """An artefact as it came back from disk, its bytes verified; an emptied slice has no tensors."""
-
-    lineage: Lineage
-    tensors: Mapping[str, torch.Tensor]
-    metadata: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One row of a listing; `num_examples` counts the artefact's own examples, without its ancestors'."""
-
-    name: str
-    kind: str
-    parents: tuple[str, ...]
-    num_examples: int
-    num_bytes: int
-    created: str
-
-
-@dataclass(frozen=True)
-class Removal:
-    """What was deleted: names of artefacts or files, and the bytes they took."""
-
-    names: tuple[str, ...]
-    num_bytes: int
 
 
 class Store:
     """A handle on a directory of artefacts, `objects/<first two digits>/<name>.safetensors` with `<name>.json`.
 
+    `root` is a folder, or a URL that fsspec knows, such as "s3://bucket/prefix".
+
     An artefact exists when its manifest is whole, belongs to its name and records the size of its payload. While it
-    exists, so do its ancestors: `put` wants the parents in place, and `purge` takes children before parents. Hence
-    the ids behind an artefact can always be told. Any number of processes may use one store; those that change it
-    wait for each other up to `patience` seconds. Names are 64 hexadecimal digits; anything else is a ValueError.
+    exists, so do its ancestors, or at least the records that `drop` leaves of them: `put` wants the parents in place,
+    and `purge` takes children before parents. Hence the ids behind an artefact can always be told. Any number of
+    processes may use one store; those that change it wait for each other up to `patience` seconds. A remote store has
+    no locks and syncs nothing: any number may read and put, also the same names, but `purge`, `drop`, `sweep`,
+    `collect` and `claim` are for one command at a time, and all but the last for when nobody puts. Names are 64
+    hexadecimal digits; anything else is a ValueError.
 
     Raises:
         StoreError: from every method, when the disk refuses, a symbolic link stands in the way, or the wait is over.
     """
 
     def __init__(self, root: Path | str, *, patience: float = 60.0) -> None:
-        self.root = Path(root).resolve()
         self.patience = patience
-        self._seen: dict[str, tuple[tuple[int, ...], Entry]] = {}
+        self._files = _files_at(root)
+        self._catalogue = Catalogue(self._files)
+
+    @property
+    def location(self) -> str:
+        """The absolute path or URL of the store; `Store(location)` is the same store, in any process."""
+        return self._files.location
+
+    @property
+    def root(self) -> Path:
+        """The absolute path of a local store; StoreError for a remote one, which has none."""
+        if not isinstance(self._files, LocalFiles):
+            raise StoreError(f"Expected a store on a local disk, got {self.location}: ask for its location instead.")
+        return self._files.root
 
     def put(
         self,
@@ -86,18 +77,19 @@ class Store:
         """Keep an artefact under its lineage's name; return the name once it would survive a power cut.
 
         `tensors` may be empty; each is written out in full, also where two share memory. Needs a second copy of the
-        tensors in memory. Where the same bytes exist nothing changes, metadata included; a damaged copy is replaced.
+        tensors in memory. Where the same bytes exist nothing changes, metadata included; a damaged copy is replaced,
+        and what was dropped is there again.
 
         Raises:
-            MissingArtefactError: when a parent is not in the store, or no longer.
-            StoreError: when the name exists with other bytes: its making is not deterministic.
+            MissingArtefactError: when a parent is not in the store, or no longer, not even as a record.
+            StoreError: when the name exists, or did, with other bytes: its making is not deterministic.
             ValueError: naming the key, when a tensor cannot be kept, or a note is not plain JSON.
         """
         payload = to_bytes(tensors)
         notes = {"metadata": plain(metadata, "metadata"), "environment": plain(environment, "environment")}
         digest, now = hashlib.sha256(payload).hexdigest(), datetime.now(UTC).isoformat(timespec="seconds")
         manifest = Manifest(lineage, num_bytes=len(payload), sha256=digest, created=now, **notes)
-        with explained(f"put {lineage.kind} {lineage.name} into {self.root}"):
+        with explained(f"put {lineage.kind} {lineage.name} into {self.location}"):
             if not self._keeps(manifest):
                 self._publish(manifest, payload)
         return lineage.name
@@ -106,40 +98,45 @@ class Store:
         """Return an artefact, its payload checked against the SHA-256 on record; needs twice its size in memory.
 
         Raises:
-            MissingArtefactError: when there is no such artefact.
+            MissingArtefactError: when there is no such artefact, or only the record of one that was dropped.
             CorruptArtefactError: when its manifest or payload is damaged.
         """
         manifest = self.manifest(name)
-        payload = self._payload(manifest)
+        if not manifest.kept:
+            raise MissingArtefactError(
+                f"Expected {manifest.lineage.kind} {name} in {self.location} with its payload, which a retention "
+                "policy dropped: train again, and it will be there again."
+            )
+        payload = self._catalogue.payload(manifest)
         try:
             tensors = safetensors.torch.load(payload)
         except SafetensorError as error:
-            raise corrupt(self._path(name, PAYLOAD), f"is no safetensors file ({error})") from error
+            place = self._catalogue.place(key_of(name, PAYLOAD))
+            raise corrupt(place, f"is no safetensors file ({error})") from error
         return Artefact(manifest.lineage, tensors, manifest.metadata)
 
     def has(self, name: str) -> bool:
         """Return whether the artefact exists; its payload's size is checked, its bytes are not (`get` does)."""
-        return self._sound(name) is not None
+        found = self._catalogue.record(name)
+        return found is not None and found.kept
 
     def manifest(self, name: str) -> Manifest:
-        """Return what is on record about an artefact.
+        """Return what is on record about an artefact, also about one that was dropped.
 
         Raises:
             MissingArtefactError: when there is no such manifest.
             CorruptArtefactError: when the manifest is damaged or belongs to another name.
         """
-        path = self._path(name, MANIFEST)
-        with explained(f"read {path}"):
-            try:
-                text = path.read_bytes()
-            except FileNotFoundError:
-                raise _missing(name, self.root) from None
-        return decode(text, path)
+        return self._catalogue.manifest(name)
+
+    def records(self, kind: str | None = None) -> tuple[Entry, ...]:
+        """Return a row for every artefact that exists or was dropped, or for those of one kind, ordered by name."""
+        found = map(self._catalogue.record, self._catalogue.names())
+        return tuple(entry for entry in found if entry is not None and kind in (None, entry.kind))
 
     def entries(self, kind: str | None = None) -> tuple[Entry, ...]:
         """Return a row for every artefact that exists, or for those of one kind, ordered by name."""
-        found = (self._sound(name) for name in self._scan())
-        return tuple(entry for entry in found if entry is not None and kind in (None, entry.kind))
+        return tuple(entry for entry in self.records(kind) if entry.kept)
 
     def names(self, kind: str | None = None) -> tuple[str, ...]:
         """Return the names of the artefacts that exist, or of those of one kind, in order."""
@@ -147,8 +144,8 @@ class Store:
 
     def children(self, name: str) -> tuple[str, ...]:
         """Return the artefacts that have `name` as a parent; CorruptArtefactError when a manifest is damaged."""
-        self._path(name, MANIFEST)
-        return tuple(child for child, parents in self._links().items() if name in parents)
+        key_of(name, MANIFEST)
+        return tuple(child for child, parents in self._catalogue.links().items() if name in parents)
 
     def descendants(self, names: Iterable[str]) -> tuple[str, ...]:
         """Return all that is made from `names`, directly or not, parents before children, without `names`.
@@ -158,7 +155,7 @@ class Store:
         Raises:
             CorruptArtefactError: when a damaged manifest hides what an artefact is made from.
         """
-        return tuple(_below({self._checked(name) for name in names}, self._links()))
+        return tuple(below(_checked(names), self._catalogue.links()))
 
     def example_ids(self, name: str) -> frozenset[str]:
         """Return the ids of all examples behind an artefact: its own and its ancestors'.
@@ -176,8 +173,26 @@ class Store:
             met.update(lineage.parents)
         return frozenset(ids)
 
+    def known_ids(self, kind: str | None = None) -> frozenset[str]:
+        """Return the ids of all examples that enter at any artefact or record, or at those of one kind.
+
+        Reads every manifest.
+
+        Raises:
+            CorruptArtefactError: when a damaged manifest hides which examples an artefact is made from.
+        """
+        ids: set[str] = set()
+        for name in self._catalogue.names():
+            try:
+                lineage = self.manifest(name).lineage
+            except MissingArtefactError:  # purged by another process since the listing
+                continue
+            if kind in (None, lineage.kind):
+                ids.update(lineage.examples)
+        return frozenset(ids)
+
     def find(self, example_ids: Iterable[str]) -> tuple[str, ...]:
-        """Return the names of all artefacts that any of the examples stands behind, parents before children.
+        """Return the names of all artefacts and records with any of the examples behind them, parents first.
 
         Reads every manifest.
 
@@ -185,39 +200,98 @@ class Store:
             CorruptArtefactError: when an artefact's manifest or ancestors cannot be read, so that nobody can tell.
         """
         wanted = frozenset(example_ids)
-        with explained(f"search {self.root}"), self._locked():
-            links = self._links()
+        with explained(f"search {self.location}"), self._locked():
+            links = self._catalogue.links()
             for child, parents in links.items():
                 if not links.keys() >= set(parents):
-                    raise corrupt(self._path(child, MANIFEST), "names a parent that is not in the store")
+                    place = self._catalogue.place(key_of(child, MANIFEST))
+                    raise corrupt(place, "names a parent that is not in the store")
             holding = [name for name in links if not wanted.isdisjoint(self.manifest(name).lineage.examples)]
-        return tuple(_parents_first([*holding, *_below(holding, links)], links))
+        return tuple(parents_first([*holding, *below(holding, links)], links))
 
-    def purge(self, names: Iterable[str], *, descendants: bool = True) -> Removal:
+    def purge(self, names: Iterable[str], *, descendants: bool = True, spare: Collection[str] = ()) -> Removal:
         """Delete artefacts, damaged ones and unfinished files of theirs included; a name that is gone is no error.
 
-        A payload without a manifest goes as well, so that a purge that was killed is completed by the next one.
+        All that is made from `names` goes with them, except `spare`: what others claim, which comes with its
+        ancestors (`claimed_by_others`). A payload without a manifest goes as well, so that a purge that was killed is
+        completed by the next one.
 
         Raises:
-            StoreError: when `descendants` is false and something else in the store is made from `names`.
+            StoreError: when something that stays is made from what goes: it is spared, or `descendants` is false.
             CorruptArtefactError: when the manifest of another artefact is damaged, which may descend from `names`.
         """
-        wanted = {self._checked(name) for name in names}
-        with explained(f"purge from {self.root}"), self._locked():
-            links = self._links(spare=wanted)
-            below = _below(wanted, links)
-            if below and not descendants:
-                raise StoreError(f"Expected nothing to be made from what is purged, got {below[0]}: purge that too.")
-            doomed = _parents_first([*wanted, *below], links)[::-1]
-            sizes = delete(self._path(name, MANIFEST) for name in doomed)
-            partials = [path for path in self._files() if path.suffix == PARTIAL and _owner(path) in doomed]
-            sizes |= delete([*self._orphans(), *partials])
-        return Removal(tuple(dict.fromkeys(map(_owner, sizes))), sum(sizes.values()))
+        wanted, spared = _checked(names), _checked(spare)
+        with explained(f"purge from {self.location}"), self._locked():
+            links = self._catalogue.links(spare=wanted - spared)
+            doomed = doomed_by(wanted, links, spared, descendants=descendants)
+            sizes = erase(self._catalogue, doomed, orphans=True)
+        return Removal(tuple(dict.fromkeys(map(owner_of, sizes))), sum(sizes.values()))
+
+    def drop(self, names: Iterable[str]) -> Removal:
+        """Delete payloads and keep the manifests as records, so that descendants know all examples behind them.
+
+        Putting the same bytes again brings an artefact back. A name that is gone or dropped already is no error.
+
+        Raises:
+            CorruptArtefactError: when a manifest is damaged; nothing was dropped.
+        """
+        with explained(f"drop from {self.location}"), self._locked():
+            return drop(self._catalogue, _checked(names))
+
+    def claim(self, owner: Path | str, names: Iterable[str]) -> None:
+        """Write down, in place of an earlier claim, that a run directory needs these names and their ancestors.
+
+        The names need not exist yet: claim first, then make. The claim is void once the directory is gone.
+
+        Raises:
+            ValueError: when there is no such directory.
+        """
+        made = claim_by(owner, names)
+        with explained(f"claim for {made.owner} in {self.location}"), self._locked():
+            write_claim(self._catalogue, made)
+
+    def unclaim(self, owner: Path | str) -> None:
+        """Withdraw the claim of a run directory, which may be gone; no claim is no error."""
+        with explained(f"withdraw the claim of {owner} in {self.location}"), self._locked():
+            self._files.delete([claim_key(owner)])
+
+    def claims(self) -> Mapping[str, frozenset[str]]:
+        """Return the claimed names by owner, for owners that exist or lie on another machine.
+
+        Raises:
+            CorruptArtefactError: naming the file, when a claim is damaged: a guess would delete somebody's work.
+        """
+        with explained(f"read the claims in {self.location}"):
+            found = read_claims(self._catalogue)
+        return {claim.owner: frozenset(claim.names) for claim in found}
+
+    def claimed_by_others(self, owner: Path | str) -> frozenset[str]:
+        """Return what all owners but this one claim, and the ancestors of that, as far as they are in the store.
+
+        Raises:
+            CorruptArtefactError: when a claim or a manifest is damaged.
+        """
+        own = str(Path(owner).resolve())
+        needed = {name for other, names in self.claims().items() if other != own for name in names}
+        return above(needed, self._catalogue.links())
+
+    def collect(self, *, older_than: float, without_claims: bool = False, dry_run: bool = False) -> Collected:
+        """Purge what no claim needs, sweep leftovers, and keep payloads of equal bytes once, by hard links.
+
+        Leftovers were last written at least `older_than` seconds ago. Artefacts that share a file stay apart for
+        all else; the bytes are free when the last of them is purged. With `dry_run`, nothing changes.
+
+        Raises:
+            StoreError: when artefacts exist but no claim stands, unless `without_claims` says to purge them all.
+            CorruptArtefactError: when a claim or a manifest is damaged, so that nobody can tell what is needed.
+        """
+        with explained(f"collect garbage in {self.location}"), self._locked():
+            return collect(self._catalogue, older_than=older_than, without_claims=without_claims, dry_run=dry_run)
 
     def verify(self) -> dict[str, str]:
         """Return what is wrong with each damaged artefact, by name, after reading every byte of the store."""
         found = {}
-        for name in self._scan():
+        for name in self._catalogue.names():
             try:
                 self.check(name)
             except CorruptArtefactError as error:
@@ -225,99 +299,31 @@ class Store:
         return found
 
     def check(self, name: str) -> None:
-        """Read an artefact's every byte; raise MissingArtefactError or CorruptArtefactError unless it is whole."""
-        self._payload(self.manifest(name))
+        """Read an artefact's every byte; raise MissingArtefactError or CorruptArtefactError unless it is whole.
 
-    def leftovers(self, *, older_than: float) -> tuple[Path, ...]:
-        """Return files of unfinished work that no artefact owns, last written at least `older_than` seconds ago."""
-        with explained(f"look through {self.root}"):
-            unowned = [*self._orphans(), *(path for path in self._files() if path.suffix == PARTIAL)]
-            known = {path: status for path in sorted(unowned) if (status := status_of(path)) is not None}
-        now = time.time()
-        return tuple(path for path, status in known.items() if max(now - status.st_mtime, 0.0) >= older_than)
+        Of one that was dropped, the record is all there is to read.
+        """
+        manifest = self.manifest(name)
+        if manifest.kept:
+            self._catalogue.payload(manifest)
+
+    def leftovers(self, *, older_than: float) -> tuple[str, ...]:
+        """Return files that no artefact owns, relative to the root, last written at least `older_than` seconds ago."""
+        with explained(f"look through {self.location}"):
+            return tuple(leftovers(self._catalogue, older_than))
 
     def sweep(self, *, older_than: float) -> Removal:
         """Delete the leftovers; while others write, `older_than` must exceed the seconds that one `put` takes."""
-        with explained(f"sweep {self.root}"), self._locked():
-            sizes = delete(self.leftovers(older_than=older_than))
-        return Removal(tuple(str(path.relative_to(self.root)) for path in sizes), sum(sizes.values()))
-
-    def _checked(self, name: str) -> str:
-        if not NAME.fullmatch(name):
-            raise ValueError(f"Expected an artefact's name, 64 hexadecimal digits, got {name!r}.")
-        return name
-
-    def _path(self, name: str, suffix: str) -> Path:
-        path = self.root / "objects" / self._checked(name)[:2] / (name + suffix)
-        for part in (path, path.parent, path.parent.parent):
-            if part.is_symlink():
-                raise StoreError(f"{part} is a symbolic link, and the store follows none: replace it by what it names.")
-        return path
-
-    def _files(self) -> list[Path]:
-        with explained(f"list {self.root}"):
-            folders = [path for path in files_in(self.root / "objects") if FOLDER.fullmatch(path.name)]
-            return [path for folder in folders for path in files_in(folder)]
-
-    def _orphans(self) -> list[Path]:
-        files = self._files()
-        owned = {path.stem for path in files if path.suffix == MANIFEST}
-        return [path for path in files if path.suffix == PAYLOAD and path.stem not in owned]
-
-    def _scan(self) -> list[str]:
-        return [path.stem for path in self._files() if path.suffix == MANIFEST and NAME.fullmatch(path.stem)]
-
-    def _links(self, spare: Collection[str] = ()) -> dict[str, tuple[str, ...]]:
-        links: dict[str, tuple[str, ...]] = {}
-        for name in self._scan():
-            try:
-                links[name] = self._entry(name).parents
-            except MissingArtefactError:  # purged by another process since the scan
-                continue
-            except CorruptArtefactError:
-                if name not in spare:
-                    raise
-        return links
-
-    def _entry(self, name: str) -> Entry:
-        with explained(f"look for {name} in {self.root}"):
-            status = status_of(self._path(name, MANIFEST))
-        if status is None:
-            raise _missing(name, self.root)
-        signature = (status.st_ino, status.st_mtime_ns, status.st_size)
-        if name not in self._seen or self._seen[name][0] != signature:
-            manifest = self.manifest(name)
-            lineage = manifest.lineage
-            rest = (lineage.kind, lineage.parents, len(lineage.examples), manifest.num_bytes, manifest.created)
-            self._seen[name] = (signature, Entry(name, *rest))
-        return self._seen[name][1]
-
-    def _sound(self, name: str) -> Entry | None:
-        try:
-            entry = self._entry(name)
-        except (MissingArtefactError, CorruptArtefactError):
-            return None
-        with explained(f"look for {name} in {self.root}"):
-            status = status_of(self._path(name, PAYLOAD))
-        return entry if status is not None and status.st_size == entry.num_bytes else None
-
-    def _payload(self, manifest: Manifest) -> bytes:
-        path = self._path(manifest.lineage.name, PAYLOAD)
-        with explained(f"read {path}"):
-            try:
-                payload = path.read_bytes()
-            except FileNotFoundError:
-                raise corrupt(path, "is missing, though its manifest is there") from None
-        digest = hashlib.sha256(payload).hexdigest()
-        if digest != manifest.sha256:
-            raise corrupt(path, f"has SHA-256 {digest}, its manifest says {manifest.sha256}")
-        return payload
+        with explained(f"sweep {self.location}"), self._locked():
+            sizes = self._files.delete(leftovers(self._catalogue, older_than))
+        return Removal(tuple(sizes), sum(sizes.values()))
 
     def _keeps(self, manifest: Manifest) -> bool:
         name = manifest.lineage.name
         try:
             kept = self.manifest(name)
-            self._payload(kept)
+            if kept.kept:
+                self._catalogue.payload(kept)
         except (MissingArtefactError, CorruptArtefactError):
             return False
         if kept.sha256 != manifest.sha256:
@@ -326,59 +332,54 @@ class Store:
                 f"got {manifest.sha256}: its making is not deterministic. Put what differs (device, threads, library "
                 "versions) into its settings, so that the names differ too."
             )
-        return True
+        return kept.kept
 
     def _publish(self, manifest: Manifest, payload: bytes) -> None:
-        lineage = manifest.lineage
-        paths = self._path(lineage.name, PAYLOAD), self._path(lineage.name, MANIFEST)
-        make_folder(paths[0].parent)
-        with staged(paths[0], payload) as first, staged(paths[1], encode(manifest)) as second, self._locked():
-            for parent in lineage.parents:
-                if not self.has(parent):
-                    raise MissingArtefactError(
-                        f"Expected parent {parent} of {lineage.kind} {lineage.name} in {self.root}, found none: "
-                        "it was purged, or never made; make it again first."
-                    )
+        lineage, text = manifest.lineage, encode(manifest)
+        first, second = key_of(lineage.name, PAYLOAD), key_of(lineage.name, MANIFEST)
+        with (
+            self._files.staged(first, payload) as publish_payload,
+            self._files.staged(second, text) as publish_manifest,
+            self._locked(),
+        ):
+            self._expect_parents(lineage)
             if not self._keeps(manifest):
-                delete([paths[1]])  # of a damaged copy: no manifest may ever stand beside another's payload
-                publish(first, paths[0])
-                publish(second, paths[1])
+                if self._is_damaged(lineage.name):  # no manifest may ever stand beside another's payload
+                    self._files.delete([second])
+                publish_payload()
+                publish_manifest()
 
-    @contextmanager
-    def _locked(self) -> Iterator[None]:
-        make_folder(self.root)
-        lock = FileLock(self.root / ".lock")
+    def _is_damaged(self, name: str) -> bool:
         try:
-            lock.acquire(timeout=self.patience)
-        except Timeout as error:
-            raise StoreError(
-                f"Expected to be the only one to change {self.root}; another command has been at it for "
-                f"{self.patience:g} s: wait for it to end, then run this one again."
-            ) from error
-        try:
-            yield
-        finally:
-            lock.release()
+            self.check(name)
+        except MissingArtefactError:
+            return False
+        except CorruptArtefactError:
+            return True
+        return False
+
+    def _expect_parents(self, lineage: Lineage) -> None:
+        for parent in lineage.parents:
+            if self._catalogue.record(parent) is None:
+                raise MissingArtefactError(
+                    f"Expected parent {parent} of {lineage.kind} {lineage.name} in {self.location}, found none: "
+                    "it was purged, or never made; make it again first."
+                )
+
+    def _locked(self) -> AbstractContextManager[None]:
+        return self._files.locked(self.patience)
 
 
-def _owner(path: Path) -> str:
-    return path.name.removeprefix(".").partition(".")[0]
+def _files_at(root: Path | str) -> Files:
+    if not is_url(root):
+        return LocalFiles(Path(root).resolve())
+    if isinstance(root, Path):
+        raise ValueError(f"Expected the URL of a store as str, got the Path {root}, which has lost a slash.")
+    return RemoteFiles(root)
 
 
-def _parents_first(names: Collection[str], links: Mapping[str, tuple[str, ...]]) -> list[str]:
-    chosen = set(names)
-    graph = dict(links) | dict.fromkeys(sorted(chosen - links.keys()), ())
-    return [name for name in TopologicalSorter(graph).static_order() if name in chosen]
-
-
-def _below(names: Collection[str], links: Mapping[str, tuple[str, ...]]) -> list[str]:
-    reached, found = set(names), []
-    for name in TopologicalSorter(links).static_order():
-        if name not in reached and not reached.isdisjoint(links.get(name, ())):
-            reached.add(name)
-            found.append(name)
-    return found
-
-
-def _missing(name: str, root: Path) -> MissingArtefactError:
-    return MissingArtefactError(f"Expected an artefact {name} in {root}, found none.")
+def _checked(names: Iterable[str]) -> set[str]:
+    wanted = set(names)
+    for name in wanted:
+        key_of(name, MANIFEST)
+    return wanted
