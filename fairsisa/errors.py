@@ -48,3 +48,15 @@ class TrainingError(FairsisaError):
 
 class RunError(FairsisaError):
     """A run directory is missing, incomplete or in use by another command."""
+
+
+class RequestError(FairsisaError, ValueError):
+    """An unlearning request names what is not there, or nothing at all; nothing was received."""
+
+
+class LedgerError(FairsisaError):
+    """The ledger refuses, is damaged, or its key is missing; what was received is kept."""
+
+
+class VerificationError(FairsisaError):
+    """A check of forgotten data, a certificate or a replay failed; the message names what was found."""
