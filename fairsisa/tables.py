@@ -146,6 +146,21 @@ def check_examples(name: str, frame: pd.DataFrame, classes: Sequence[str]) -> No
     _check_sensitive(name, frame)
 
 
+def require_trainable(examples: Examples) -> Examples:
+    """Return `examples`; a corpus must begin with two classes, though deletions may leave fewer.
+
+    Raises:
+        DataError: when the train split holds fewer than two classes.
+    """
+    train = examples.labels[(examples.frame["split"] == TRAIN).to_numpy()]
+    if len(np.unique(train)) < 2:
+        found = f"only {examples.classes[int(train[0])]!r}" if len(train) else "no row"
+        raise DataError(
+            f"{examples.name}: expected two classes or more in the train split, got {found} ({len(train)} rows)."
+        )
+    return examples
+
+
 def write_examples(examples: Examples, path: Path) -> None:
     """Write the table to a Parquet file, classes and name in its metadata."""
     table = pa.Table.from_pandas(examples.frame, preserve_index=False)
@@ -196,10 +211,6 @@ def _check_labels(name: str, frame: pd.DataFrame, classes: Sequence[str]) -> Non
     _refuse(name, frame, frame["label"].isna(), "have no label")
     bad = ~frame["label"].isin(range(len(classes)))
     _refuse(name, frame, bad, f"have a label outside 0..{len(classes) - 1}")
-    train = frame.loc[frame["split"] == TRAIN, "label"]
-    if train.nunique() < 2:
-        found = f"only {classes[int(train.iloc[0])]!r}" if len(train) else "no row"
-        raise DataError(f"{name}: expected two classes or more in the train split, got {found} ({len(train)} rows).")
 
 
 def _check_inputs(name: str, frame: pd.DataFrame) -> None:

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True)
 class Verb:
-    """One thing the command can do: the function of `cli.verbs` that does it, the root config it reads, its purpose."""
+    """One thing the command can do: the module and function of `cli` that act, its root config, and its purpose."""
 
     act: str
     root: str
@@ -20,21 +20,68 @@ class Verb:
 VERBS: Mapping[str, Verb] = MappingProxyType(
     {
         "train": Verb(
-            "train",
+            "verbs.train",
             "train",
             "Train a shard ensemble and its baselines, measure it and write its report.",
             "fairsisa train experiment=quickstart",
         ),
-        "evaluate": Verb("evaluate", "evaluate", "Measure a trained run again.", "fairsisa evaluate run=runs/my-run"),
-        "data list": Verb("data_list", "data", "List the corpora that can be named.", "fairsisa data list"),
+        "evaluate": Verb(
+            "verbs.evaluate", "evaluate", "Measure a trained run again.", "fairsisa evaluate run=runs/my-run"
+        ),
+        "plan": Verb(
+            "forgetting.plan",
+            "plan",
+            "Say what a deletion would touch and cost, and touch nothing.",
+            "fairsisa plan run=runs/my-run request.ids=[a17,b4]",
+        ),
+        "unlearn": Verb(
+            "forgetting.unlearn",
+            "unlearn",
+            "Forget examples exactly: retrain what they touched, purge what was made from them, certify it.",
+            "fairsisa unlearn run=runs/my-run request.ids=[a17,b4] request.reason='asked by mail'",
+        ),
+        "unlearn flush": Verb(
+            "forgetting.flush",
+            "flush",
+            "Execute all requests that wait, at once.",
+            "fairsisa unlearn flush run=runs/my-run",
+        ),
+        "add": Verb(
+            "forgetting.add",
+            "add",
+            "Train on new examples too, as one more slice of every shard; nothing old moves.",
+            "fairsisa add run=runs/my-run data.path=new.csv",
+        ),
+        "ledger": Verb(
+            "proving.ledger",
+            "ledger",
+            "Show who asked to be forgotten (as keyed hashes), and how far that has come.",
+            "fairsisa ledger run=runs/my-run",
+        ),
+        "verify": Verb(
+            "proving.verify",
+            "verify",
+            "Check that nothing made from forgotten examples is left, or check a certificate.",
+            "fairsisa verify run=runs/my-run level=replay",
+        ),
+        "doctor": Verb(
+            "proving.doctor", "doctor", "Check a run and say what is wrong.", "fairsisa doctor run=runs/my-run"
+        ),
+        "data list": Verb("verbs.data_list", "data", "List the corpora that can be named.", "fairsisa data list"),
         "data prepare": Verb(
-            "data_prepare",
+            "verbs.data_prepare",
             "data",
             "Load and check a corpus, and write its examples table.",
             "fairsisa data prepare data=adult",
         ),
         "store ls": Verb(
-            "store_ls", "store", "List the artefacts of a store or a run.", "fairsisa store ls run=runs/my-run"
+            "keeping.store_ls", "store", "List the artefacts of a store or a run.", "fairsisa store ls run=runs/my-run"
+        ),
+        "store gc": Verb(
+            "keeping.store_gc",
+            "store_gc",
+            "Delete what no run needs, and checkpoints that a retention policy does not keep.",
+            "fairsisa store gc run=runs/my-run store.retention=optimal store.max_bytes=2e9",
         ),
     }
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fairsisa.errors import ConfigError
-from fairsisa.settings import GROUPS, EvaluationSettings, nearest, plain, refuse_unknown
+from fairsisa.settings import GROUPS, EvaluationSettings, StorageSettings, nearest, plain, refuse_unknown
 
 ALLOWED_TARGETS = frozenset(
     {
@@ -25,6 +26,8 @@ ALLOWED_TARGETS = frozenset(
     }
 )
 """The only classes a config may name: what is instantiated decides what code runs."""
+FREE_TEXT = ("request.where", "request.reason")
+"""Settings whose values need no quotes of Hydra's own."""
 
 
 def compose(root: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -35,6 +38,7 @@ def compose(root: str, overrides: Sequence[str]) -> dict[str, Any]:
             give is missing.
     """
     register_defaults()
+    overrides = [_quoted(override) for override in overrides]
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"Expected settings written key=value, got {override!r}; see fairsisa --help.")
@@ -52,6 +56,16 @@ def compose(root: str, overrides: Sequence[str]) -> dict[str, Any]:
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             known = plain_config(hydra.compose(config_name=root), missing_is_error=False)
             raise ConfigError(_explained(error, overrides, known)) from error
+
+
+def _quoted(override: str) -> str:
+    """Return an override whose value is a person's own words as Hydra reads it, whatever characters they hold."""
+    key, _, value = override.partition("=")
+    wrapped = len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value[0] not in value[1:-1]
+    if key not in FREE_TEXT or value == "null" or wrapped:
+        return override
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), value)
+    return f'{key}="{escaped}"'
 
 
 def defaults_of(root: str) -> dict[str, Any]:
@@ -108,6 +122,7 @@ def register_defaults() -> None:
     for group, kind in GROUPS.items():
         store.store(group=group, name="base", node=plain(kind()))
     store.store(group="evaluation", name="as_trained", node=dict.fromkeys(plain(EvaluationSettings())))
+    store.store(group="store", name="as_asked", node=dict.fromkeys(plain(StorageSettings())))
 
 
 def instantiate_loggers(nodes: Mapping[str, Any], run: Path) -> list[Any]:

@@ -58,8 +58,9 @@ def _run(words: list[str]) -> None:
 
 
 def _act(verb: Verb, config: dict[str, Any], overrides: Sequence[str]) -> None:
-    verbs = importlib.import_module("fairsisa.cli.verbs")  # only now: it imports torch
-    getattr(verbs, verb.act)(config, overrides)
+    module, _, function = verb.act.partition(".")
+    verbs = importlib.import_module(f"fairsisa.cli.{module}")  # only now: it imports torch
+    getattr(verbs, function)(config, overrides)
 
 
 def _find(words: Sequence[str]) -> tuple[str, Verb]:

@@ -29,11 +29,11 @@ from fairsisa.settings import (
     ExecutionSettings,
     PathSettings,
     RunSettings,
+    StorageSettings,
     plain,
     run_settings,
     settings_from,
 )
-from fairsisa.store import Store
 from fairsisa.tables import write_examples
 
 RUN_KEYS = ("seed", "data", "model", "partition", "trainer", "evaluation")
@@ -49,17 +49,25 @@ def train(config: Config, overrides: Sequence[str]) -> None:
     say(f"run: {run.directory}")
     loggers = instantiate_loggers(config.get("logger", {}), run.directory)
     command = " ".join(["fairsisa", "train", *overrides])
-    with logged(loggers, settings), _progress(settings) as show:
+    with logged(loggers, settings), progress(settings) as show:
         log = metrics_handler(loggers)
 
         def on_event(event: Any) -> None:
             show(event)
             log(event)
 
-        train_run(settings, run, paths=paths, execution=execution, on_event=on_event, command=command)
+        train_run(
+            settings,
+            run,
+            paths=paths,
+            execution=execution,
+            on_event=on_event,
+            storage=_storage(config, overrides),
+            command=command,
+        )
         report = evaluate_run(run, execution=execution, on_event=on_event)
         log_result(loggers, run.ensemble, report)
-    _show(report, run)
+    show_report(report, run)
 
 
 def evaluate(config: Config, overrides: Sequence[str]) -> None:
@@ -68,9 +76,9 @@ def evaluate(config: Config, overrides: Sequence[str]) -> None:
     asked = {key: value for key, value in config["evaluation"].items() if value is not None}
     settings = settings_from(EvaluationSettings, plain(run.settings.evaluation) | asked, "evaluation")
     execution = settings_from(ExecutionSettings, config["execution"], "execution")
-    with _progress(run.settings) as show:
+    with progress(run.settings, run.num_slices) as show:
         report = evaluate_run(run, settings=settings, execution=execution, on_event=show)
-    _show(report, run)
+    show_report(report, run)
 
 
 def data_list(config: Config, overrides: Sequence[str]) -> None:
@@ -88,26 +96,6 @@ def data_prepare(config: Config, overrides: Sequence[str]) -> None:
     say(f"examples table: {out}")
 
 
-def store_ls(config: Config, overrides: Sequence[str]) -> None:
-    """Print the artefacts of a store."""
-    paths = settings_from(PathSettings, config["paths"], "paths")
-    store = Run(config["run"]).store if config["run"] else Store(Path(paths.store).expanduser())
-    entries = list(store.entries())
-    rows = [
-        {
-            "name": entry.name[:12],
-            "kind": entry.kind,
-            "examples": f"{entry.num_examples:,}",
-            "KiB": f"{entry.num_bytes / 1024:,.1f}",
-            "made from": " ".join(parent[:12] for parent in entry.parents),
-            "made": entry.created,
-        }
-        for entry in entries
-    ]
-    print_rows(rows)
-    say(f"{len(rows)} artefacts, {sum(entry.num_bytes for entry in entries) / 2**20:,.1f} MiB in {store.root}")
-
-
 def run_directory(config: Config, overrides: Sequence[str]) -> Path:
     """Return `run` if given; else a folder named after the experiment and a digest of all that decides its results.
 
@@ -123,12 +111,22 @@ def run_directory(config: Config, overrides: Sequence[str]) -> Path:
     return Path(str(config["paths"]["root"])).expanduser() / f"{re.sub(r'[^a-zA-Z0-9_-]', '-', name)}-{digest}"
 
 
-def _show(report: RunReport, run: Run) -> None:
+def show_report(report: RunReport, run: Run) -> None:
+    """Print the findings of a report, and where it lies."""
     for sentence in headline(report):
         say(sentence)
     say(f"report: {run.path('report.html')}")
 
 
-def _progress(settings: RunSettings) -> AbstractContextManager[Report]:
-    slices = {f"shard-{index}": settings.partition.num_slices for index in range(settings.partition.num_shards)}
+def progress(settings: RunSettings, num_slices: int | None = None) -> AbstractContextManager[Report]:
+    """Return the display of a run's slices; `num_slices` counts those added later too."""
+    count = num_slices or settings.partition.num_slices
+    slices = {f"shard-{index}": count for index in range(settings.partition.num_shards)}
     return training_progress(slices | {f"baseline-{name}": 1 for name in settings.evaluation.baselines}, Console())
+
+
+def _storage(config: Config, overrides: Sequence[str]) -> StorageSettings | None:
+    """Return the retention policy if one was asked for; None leaves that of a run that exists as it is."""
+    asked = settings_from(StorageSettings, config["store"], "store")
+    named = any(override.lstrip("+~").startswith("store") for override in overrides)
+    return asked if named or asked != StorageSettings() else None

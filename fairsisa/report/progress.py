@@ -14,7 +14,7 @@ from rich.text import Text
 from fairsisa.execution import Event, Report
 
 MARKS = {"waiting": ("·", "dim"), "running": ("▶", "yellow"), "trained": ("■", "green"), "reused": ("■", "cyan")}
-MARKS |= {"empty": ("□", "dim")}
+MARKS |= {"empty": ("□", "dim"), "dropped": ("▪", "dim")}
 
 
 @contextmanager
@@ -51,7 +51,8 @@ class _Board:
         if event.kind == "features_done":
             self.features += int(event.values["examples"])
         elif event.kind == "predicted":
-            self.predicted[event.constituent] += int(event.values["examples"])
+            if event.constituent in self.predicted:
+                self.predicted[event.constituent] += int(event.values["examples"])
         elif event.constituent in self.slices:
             status = {"slice_started": "running", "metrics": "running"}.get(event.kind) or str(event.values["status"])
             self.slices[event.constituent][event.slice] = status
@@ -80,7 +81,7 @@ class _Board:
         seconds = time.monotonic() - self.started
         note = f"{done} of {total} slices · {seconds:.0f} s"
         note += f" · features of {self.features:,} texts" if self.features else ""
-        legend = Text("■ trained  ■ found in the store  ▶ training  · waiting  □ empty", style="dim")
+        legend = Text("■ trained  ■ found in the store  ▶ training  · waiting  □ empty  ▪ dropped", style="dim")
         return Group(table, Text(note), legend)
 
 

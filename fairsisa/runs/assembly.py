@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from fairsisa.data.encoding import Inputs, encode_examples
 from fairsisa.errors import ConfigError
 from fairsisa.models.base import find_base, load_tokenizer
 from fairsisa.models.device import resolve_accelerator, resolve_precision
 from fairsisa.settings import RunSettings, plain, run_settings
-from fairsisa.sisa.chain import Chain
+from fairsisa.sisa.chain import Chain, features_lineage, plan_stages, predictions_lineage
 from fairsisa.sisa.ensemble import PredictTask
 from fairsisa.sisa.partition import Partition
 from fairsisa.sisa.training import FeaturesTask, ShardTask
@@ -46,6 +45,19 @@ class Assembly:
             ShardTask(chain, self.take([i for ids in chain.slices for i in ids]), self.pad_id) for chain in self.chains
         ]
 
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of all that the run makes: checkpoints, features and predictions."""
+        made = [stage.lineage.name for chain in self.chains for stage in plan_stages(chain)]
+        made += [
+            features_lineage(task.chain, task.inputs.example_ids, task.inputs.contents).name
+            for task in self.features_tasks()
+        ]
+        for _, task in self.predict_tasks():
+            last = plan_stages(task.chain)[-1].lineage.name
+            made.append(predictions_lineage(task.chain, last, task.inputs.example_ids, task.inputs.contents).name)
+        return frozenset(made)
+
     def features_tasks(self) -> list[FeaturesTask]:
         """Return one task per block of texts whose features a frozen encoder must give; none for other models."""
         first = self.constituents[0]
@@ -71,8 +83,17 @@ def resolve(settings: RunSettings) -> RunSettings:
     return replace(settings, trainer=replace(settings.trainer, accelerator=accelerator, precision=precision))
 
 
-def assemble(settings: RunSettings, examples: Examples, partition: Partition, store: Path) -> Assembly:
-    """Return the run ready to train; `settings` are resolved.
+def assemble(
+    settings: RunSettings,
+    examples: Examples,
+    partition: Partition,
+    store: str,
+    *,
+    baselines: Sequence[str] | None = None,
+) -> Assembly:
+    """Return the run ready to train; `settings` are resolved, `store` is the location of its store.
+
+    `baselines` None means those of the settings.
 
     Raises:
         ConfigError: when the model does not read what the corpus holds.
@@ -92,22 +113,24 @@ def assemble(settings: RunSettings, examples: Examples, partition: Partition, st
         for shard in range(partition.num_shards)
     ]
 
-    def chain(name: str, blocks: tuple[tuple[tuple[str, ...], ...], ...], run: RunSettings) -> Chain:
+    def chain(name: str, blocks: tuple[tuple[tuple[str, ...], ...], ...], run: RunSettings, added: int = 0) -> Chain:
         own = {example: contents[example] for cells in blocks for cell in cells for example in cell}
-        return Chain(name, blocks, own, run.model, run.trainer, base, len(examples.classes), run.seed, store)
+        return Chain(name, blocks, own, run.model, run.trainer, base, len(examples.classes), run.seed, store, added)
 
     unsliced = replace(
         settings, trainer=replace(settings.trainer, budget="compute_matched", slice_epochs=(), schedule="slice")
     )
+    num_added = partition.num_slices - settings.partition.num_slices
     every = tuple(cell for shard in shards for (cell,) in shard)
     baseline_blocks = {"whole": (every,), "fraction": (tuple(cell for (cell,) in shards[0]),)}
     return Assembly(
         inputs=inputs,
         rows={example: row for row, example in enumerate(inputs.example_ids)},
         held_out={split: tuple(examples.split(split)["example_id"]) for split in HELD_OUT},
-        constituents=tuple(chain(f"shard-{index}", blocks, settings) for index, blocks in enumerate(shards)),
+        constituents=tuple(chain(f"shard-{index}", blocks, settings, num_added) for index, blocks in enumerate(shards)),
         baselines=tuple(
-            chain(f"baseline-{name}", baseline_blocks[name], unsliced) for name in settings.evaluation.baselines
+            chain(f"baseline-{name}", baseline_blocks[name], unsliced)
+            for name in (settings.evaluation.baselines if baselines is None else baselines)
         ),
         pad_id=0 if tokenizer is None else int(tokenizer.pad_token_id),
     )

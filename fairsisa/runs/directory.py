@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ import pyarrow.parquet as pq
 import yaml
 
 from fairsisa.errors import RunError
-from fairsisa.settings import RunSettings, plain, run_settings
+from fairsisa.settings import RunSettings, StorageSettings, plain, run_settings, settings_from
 from fairsisa.sisa.partition import Partition
 from fairsisa.store import Store
+from fairsisa.store.durable import PARTIAL, delete, explained, make_folder, write_durably
 from fairsisa.tables import Examples, read_examples, write_examples
 
-CONFIG, EXAMPLES, PARTITION = "config.yaml", "examples.parquet", "partition.parquet"
-ENSEMBLE, ENVIRONMENT = "ensemble.json", "environment.json"
+CONFIG, ENSEMBLE, ENVIRONMENT = "config.yaml", "ensemble.json", "environment.json"
+LEDGER, TABLES = "ledger.sqlite", "tables"
+UNTRAINED, DEGRADED, WHOLE = "untrained", "degraded", "whole"
 
 
 @dataclass(frozen=True)
@@ -30,16 +33,34 @@ class Ensemble:
     """What a run serves: the checkpoint after every slice of every constituent, and what they predict.
 
     `checkpoints` and `baselines` map a constituent to the names of its checkpoints, in slice order; `predictions` maps
-    a split and a constituent to the name of its scores. A constituent without predictions has left the vote.
+    a split and a constituent to the name of its scores. A constituent without predictions has left the vote. `status`
+    is "whole"; "degraded" while constituents that a deletion touched are being retrained, and left out; or
+    "untrained". `generation` counts the changes of the run's tables.
     """
 
     checkpoints: Mapping[str, tuple[str, ...]]
     baselines: Mapping[str, tuple[str, ...]]
     predictions: Mapping[str, Mapping[str, str]]
+    status: str = WHOLE
+    generation: int = 0
+
+    @property
+    def chains(self) -> dict[str, tuple[str, ...]]:
+        """The checkpoints of constituents and baselines, by name."""
+        return {**self.checkpoints, **self.baselines}
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of all checkpoints and predictions."""
+        checkpoints = {name for steps in self.chains.values() for name in steps}
+        return frozenset(checkpoints.union(*(made.values() for made in self.predictions.values())))
 
 
 class Run:
     """A handle on a run's directory. Every file in it is replaced whole; one command at a time may write.
+
+    `ensemble.json` is what readers follow: it names the checkpoints, the predictions and the generation of the tables.
+    So one rename switches the models and the data they were trained on together.
 
     Raises:
         RunError: from every method that reads, when what it needs is not there, naming the command that makes it.
@@ -51,17 +72,22 @@ class Run:
     @property
     def exists(self) -> bool:
         """Whether a run was begun here."""
-        return self.path(CONFIG).is_file()
+        return self.path(ENSEMBLE).is_file()
 
     @property
     def store(self) -> Store:
         """The store that holds the run's artefacts."""
-        return Store(Path(self._config()["store"]))
+        return Store(self._config()["store"])
 
     @property
     def settings(self) -> RunSettings:
         """The settings the run was begun with, resolved; they are read back, never composed again."""
         return run_settings(self._config()["settings"])
+
+    @property
+    def storage(self) -> StorageSettings:
+        """Which checkpoints the run keeps, as it was last asked."""
+        return settings_from(StorageSettings, self._config()["storage"], "store")
 
     @property
     def source(self) -> str | None:
@@ -71,23 +97,42 @@ class Run:
 
     @property
     def examples(self) -> Examples:
-        """The examples table that the run was begun with."""
-        return read_examples(self._require(EXAMPLES))
+        """The examples table: what the run was begun with, less what was forgotten, and what was added."""
+        return read_examples(self.table("examples"))
 
     @property
     def partition(self) -> Partition:
         """The assignment of training subjects to shards and slices."""
-        table = pq.read_table(self._require(PARTITION))
+        table = pq.read_table(self.table("partition"))
         return Partition.from_frame(table.to_pandas(), **json.loads((table.schema.metadata or {})[b"fairsisa"]))
+
+    @property
+    def num_slices(self) -> int:
+        """The number of slices of each shard, those added later included."""
+        metadata = pq.read_schema(self.table("partition")).metadata or {}
+        return int(json.loads(metadata[b"fairsisa"])["num_slices"])
 
     @property
     def ensemble(self) -> Ensemble:
         """The checkpoints and predictions that are published."""
+        self.require_trained()
+        return self.pointer
+
+    def require_trained(self) -> None:
+        """Raise RunError unless an ensemble is published."""
+        if self.pointer.status == UNTRAINED:
+            raise RunError(
+                f"{self.directory} is not trained: run `fairsisa train run={self.directory} ...` to its end."
+            )
+
+    @property
+    def pointer(self) -> Ensemble:
+        """What `ensemble.json` says, also before training has ended."""
         values = json.loads(self._require(ENSEMBLE).read_text())
-        names = {
-            key: {name: tuple(steps) for name, steps in values[key].items()} for key in ("checkpoints", "baselines")
-        }
-        return Ensemble(**names, predictions=values["predictions"])
+        checkpoints, baselines = (
+            {name: tuple(steps) for name, steps in values[key].items()} for key in ("checkpoints", "baselines")
+        )
+        return Ensemble(checkpoints, baselines, values["predictions"], values["status"], values["generation"])
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -99,6 +144,11 @@ class Run:
         """Return a path inside the run."""
         return self.directory.joinpath(*parts)
 
+    def table(self, name: str, generation: int | None = None) -> Path:
+        """Return the file of the table "examples" or "partition", of the current generation by default."""
+        number = self.pointer.generation if generation is None else generation
+        return self.path(TABLES, f"{name}-{number}.parquet")
+
     def begin(
         self,
         settings: RunSettings,
@@ -106,63 +156,77 @@ class Run:
         partition: Partition,
         *,
         source: str | None,
-        store: Path,
+        store: str,
+        storage: StorageSettings,
         environment: Mapping[str, Any],
     ) -> None:
-        """Write down what the run is made from; the settings come last, so that a run that exists is whole.
+        """Write down what the run is made from; the pointer comes last, so that a run that exists is whole.
 
         `source` is the digest of the user's own data file, if the data came from one.
         """
-        self.directory.mkdir(parents=True, exist_ok=True)
+        make_folder(self.directory)
         self.write(ENVIRONMENT, json.dumps(environment, indent=1))
-        write_examples(examples, self.path(EXAMPLES))
-        table = pa.Table.from_pandas(partition.frame(), preserve_index=False)
-        header = {name: getattr(partition, name) for name in ("num_shards", "num_slices", "strategy", "seed")}
-        table = table.replace_schema_metadata(
-            {**(table.schema.metadata or {}), b"fairsisa": json.dumps(header).encode()}
-        )
-        partial = self.path(PARTITION + ".partial")
-        pq.write_table(table, partial)
-        partial.replace(self.path(PARTITION))
-        config = {"store": str(store.resolve()), "source": source, "settings": plain(settings)}
+        config = {"store": store, "source": source, "storage": plain(storage), "settings": plain(settings)}
         self.write(CONFIG, yaml.safe_dump(config, sort_keys=False))
+        self.publish(Ensemble({}, {}, {}, UNTRAINED), examples, partition)
 
-    def publish(self, ensemble: Ensemble) -> None:
-        """Switch to the given checkpoints and predictions, at once."""
-        values = {"checkpoints": ensemble.checkpoints, "baselines": ensemble.baselines}
-        self.write(ENSEMBLE, json.dumps({**values, "predictions": ensemble.predictions}, indent=1))
+    def keep(self, storage: StorageSettings) -> None:
+        """Write down another retention policy."""
+        self.write(CONFIG, yaml.safe_dump({**self._config(), "storage": plain(storage)}, sort_keys=False))
+
+    def publish(
+        self, ensemble: Ensemble, examples: Examples | None = None, partition: Partition | None = None
+    ) -> Ensemble:
+        """Switch to the given checkpoints and predictions, and to new tables where given, at once; return the pointer.
+
+        Tables of former generations stay until `prune`.
+        """
+        number = self.pointer.generation if self.exists else -1
+        if examples is not None and partition is not None:
+            number += 1
+            self._write_table("examples", number, partial(write_examples, examples))
+            self._write_table("partition", number, partial(_write_partition, partition))
+        ensemble = replace(ensemble, generation=number)
+        self.write(ENSEMBLE, json.dumps(asdict(ensemble), indent=1))
+        return ensemble
+
+    def prune(self) -> tuple[Path, ...]:
+        """Delete the tables of other generations, and files of unfinished writes; return what was deleted."""
+        keep = {self.table(name) for name in ("examples", "partition")}
+        files = {*self.path(TABLES).glob("*"), *self.directory.rglob("*" + PARTIAL)} - keep
+        return tuple(delete(sorted(path for path in files if path.is_file())))
 
     def write(self, name: str, text: str) -> Path:
         """Replace a file of the run by `text`, durably; return its path."""
         path = self.path(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with explained(f"write {path}"):
+            write_durably(path, text.encode())
         return path
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, otherwise: str = "choose another run=") -> Iterator[None]:
         """Hold the run for writing.
 
         Raises:
-            RunError: at once, when another command holds it.
+            RunError: at once, when another command holds it; `otherwise` is what to do instead of waiting.
         """
         self.directory.mkdir(parents=True, exist_ok=True)
         lock = filelock.FileLock(self.path(".lock"), timeout=0)
         try:
             lock.acquire()
         except filelock.Timeout as error:
-            raise RunError(
-                f"Another command is at work on {self.directory}: wait for it, or choose another run=."
-            ) from error
+            raise RunError(f"Another command is at work on {self.directory}: wait for it, or {otherwise}.") from error
         try:
             yield
         finally:
             lock.release()
+
+    def _write_table(self, name: str, generation: int, write: Callable[[Path], None]) -> None:
+        path = self.table(name, generation)
+        with explained(f"write {path}"):
+            make_folder(path.parent)
+            write(path)
+            _settle(path)
 
     def _config(self) -> dict[str, Any]:
         config: dict[str, Any] = yaml.safe_load(self._require(CONFIG).read_text())
@@ -175,3 +239,22 @@ class Run:
                 f"{self.directory} has no {name}: train it first, `fairsisa train run={self.directory} ...`."
             )
         return path
+
+
+def _write_partition(partition: Partition, path: Path) -> None:
+    table = pa.Table.from_pandas(partition.frame(), preserve_index=False)
+    header = {name: getattr(partition, name) for name in ("num_shards", "num_slices", "strategy", "seed")}
+    header_bytes = {b"fairsisa": json.dumps(header).encode()}
+    unfinished = path.with_name(path.name + PARTIAL)
+    pq.write_table(table.replace_schema_metadata({**(table.schema.metadata or {}), **header_bytes}), unfinished)
+    unfinished.replace(path)
+
+
+def _settle(path: Path) -> None:
+    """Return once a file and its place in the folder are on the disk."""
+    for place in (path, path.parent):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fairsisa.errors import ConfigError
+from fairsisa.errors import ConfigError, RunError
 from fairsisa.execution import Report
 from fairsisa.fairness.curves import reliability, roc_by_group
 from fairsisa.fairness.evaluation import Evaluation, evaluate
@@ -17,11 +21,15 @@ from fairsisa.fairness.predictors import HeldOut, Predictor, constituent_predict
 from fairsisa.report.content import Fact, RunReport
 from fairsisa.report.page import write_report
 from fairsisa.runs.assembly import assemble
-from fairsisa.runs.directory import Ensemble, Run
-from fairsisa.runs.training import publishable
+from fairsisa.runs.directory import ENSEMBLE, Ensemble, Run
+from fairsisa.runs.making import Workplace, publishable
 from fairsisa.settings import AGGREGATIONS, EvaluationSettings, ExecutionSettings, RunSettings, plain
 from fairsisa.sisa.ensemble import aggregate, read_predictions
+from fairsisa.store.durable import delete, explained
 from fairsisa.tables import CALIBRATION, TEST, Predictions
+
+PREDICTIONS, DERIVED = "predictions.parquet", "derived.json"
+REPORTS = (PREDICTIONS, "metrics.json", "report.md", "report.html")
 
 
 def evaluate_run(
@@ -38,12 +46,8 @@ def evaluate_run(
     """
     with run.locked():
         own = run.settings
-        chosen = own.evaluation if settings is None else settings
-        untrained = set(chosen.baselines) - set(own.evaluation.baselines)
-        if untrained:
-            raise ConfigError(
-                f"This run has no baseline {min(untrained)!r}; train with evaluation.baselines holding it."
-            )
+        chosen = _chosen(run, settings)
+        _require_votes(run)
         ensemble = _with_predictions(run, own, execution, on_event)
         _write_predictions(run, ensemble)
         judged = _judged(run, chosen)
@@ -53,15 +57,62 @@ def evaluate_run(
         evaluation = evaluate(judged, predictors, predictions=predictions, bootstrap=bootstrap)
         report = _report(run, chosen, judged, predictors, evaluation)
         write_report(run.directory, report)
+        run.write(DERIVED, json.dumps(derived(run), indent=1))
     return report
+
+
+def derived(run: Run) -> dict[str, Any]:
+    """Return which ensemble the run's reports and tables were made from, and the SHA-256 of each file."""
+    files = [path for name in REPORTS if (path := run.path(name)).is_file()]
+    return {
+        "ensemble": file_digest(run.path(ENSEMBLE)),
+        "files": {path.name: file_digest(path) for path in files},
+    }
+
+
+def forget_reports(run: Run) -> tuple[str, ...]:
+    """Delete what was derived from the ensemble that is no longer served; return the names of the files."""
+    with explained(f"delete reports of {run.directory}"):
+        return tuple(path.name for path in delete(run.path(name) for name in (*REPORTS, DERIVED)))
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _chosen(run: Run, settings: EvaluationSettings | None) -> EvaluationSettings:
+    """Return what to measure; baselines that a deletion took away are measured no more, unless asked for."""
+    own, kept = run.settings.evaluation, {name.removeprefix("baseline-") for name in run.ensemble.baselines}
+    if settings is None:
+        return replace(own, baselines=tuple(name for name in own.baselines if name in kept))
+    untrained = set(settings.baselines) - kept
+    if untrained:
+        raise ConfigError(f"This run has no baseline {min(untrained)!r}; train with evaluation.baselines holding it.")
+    return settings
+
+
+def can_be_measured(run: Run) -> bool:
+    """Whether a test example is left, and a constituent that votes on it."""
+    ensemble = run.ensemble
+    return bool(set(ensemble.predictions[TEST]) & set(ensemble.checkpoints))
+
+
+def _require_votes(run: Run) -> None:
+    if not can_be_measured(run):
+        raise RunError(
+            f"{run.directory} has nothing to measure: no test example is left, or no constituent that votes; "
+            "the deletions stand, the run cannot be evaluated."
+        )
 
 
 def _with_predictions(run: Run, settings: RunSettings, execution: ExecutionSettings, on_event: Report) -> Ensemble:
     ensemble, store = run.ensemble, run.store
     if not all(store.has(name) for names in ensemble.predictions.values() for name in names.values()):
-        assembly = assemble(settings, run.examples, run.partition, store.root)
-        ensemble = publishable(assembly, settings, execution, on_event)
-        run.publish(ensemble)
+        baselines = [name.removeprefix("baseline-") for name in ensemble.baselines]
+        assembly = assemble(settings, run.examples, run.partition, store.location, baselines=baselines)
+        ensemble = run.publish(publishable(assembly, Workplace(run, settings, execution, on_event)))
     return ensemble
 
 
@@ -77,9 +128,9 @@ def _write_predictions(run: Run, ensemble: Ensemble) -> None:
         for split in (CALIBRATION, TEST)
         if ensemble.predictions[split]
     ]
-    partial = run.path("predictions.parquet.partial")
+    partial = run.path(PREDICTIONS + ".partial")
     pd.concat(parts, ignore_index=True).to_parquet(partial, index=False)
-    partial.replace(run.path("predictions.parquet"))
+    partial.replace(run.path(PREDICTIONS))
 
 
 def _judged(run: Run, settings: EvaluationSettings) -> HeldOut:
@@ -100,7 +151,7 @@ def _predictors(run: Run, ensemble: Ensemble, settings: EvaluationSettings, seed
     for name in (settings.aggregation, *(name for name in AGGREGATIONS if name != settings.aggregation)):
         scores = aggregate(predictions, name, weights=weights, seed=seed)
         predictors.append(Predictor(name, scores.argmax(axis=1), scores))
-    if settings.baselines:
+    if settings.baselines and ensemble.baselines:
         baselines = _predictions(run, ensemble, TEST, "baselines")
         for place, name in enumerate(baselines.constituents):
             if name.removeprefix("baseline-") in settings.baselines:

@@ -12,17 +12,16 @@ from typing import Any
 
 from fairsisa.data.corpora import load_corpus
 from fairsisa.errors import RunError
-from fairsisa.execution import Report, default_workers, run_tasks
+from fairsisa.execution import Report
 from fairsisa.models.device import numeric_environment
-from fairsisa.runs.assembly import HELD_OUT, Assembly, assemble, resolve
-from fairsisa.runs.directory import Ensemble, Run
-from fairsisa.runs.tables import training_tables
-from fairsisa.settings import ExecutionSettings, PathSettings, RunSettings, plain
-from fairsisa.sisa.chain import plan_stages
-from fairsisa.sisa.ensemble import predict_constituent
+from fairsisa.runs.assembly import assemble, resolve
+from fairsisa.runs.directory import Run
+from fairsisa.runs.making import Workplace, publishable, settle, train_missing
+from fairsisa.settings import ExecutionSettings, PathSettings, RunSettings, StorageSettings, plain
 from fairsisa.sisa.partition import Partition, partition_examples
-from fairsisa.sisa.training import SliceResult, make_features, train_shard
-from fairsisa.tables import Examples
+from fairsisa.sisa.training import SliceResult
+from fairsisa.store import Store
+from fairsisa.tables import Examples, require_trainable
 
 
 def train_run(
@@ -32,11 +31,13 @@ def train_run(
     paths: PathSettings,
     execution: ExecutionSettings,
     on_event: Report,
+    storage: StorageSettings | None = None,
     command: str | None = None,
 ) -> list[SliceResult]:
     """Train what the run lacks, predict its held-out splits and publish the ensemble; return the training table's rows.
 
-    `command` is what a person typed, for the report. Begun anew, stopped in the middle or finished already: the same
+    `storage` says which checkpoints to keep; None means as the run was last asked. `command` is what a person typed,
+    for the report. Begun anew, stopped in the middle or finished already: the same
     call ends with the same checkpoints.
 
     Raises:
@@ -45,23 +46,32 @@ def train_run(
     """
     settings = resolve(settings)
     with run.locked():
-        store = Path(paths.store).expanduser().resolve()
         if run.exists:
             _require_same(run, settings)
             examples, partition = run.examples, run.partition
+            if storage not in (None, run.storage):
+                run.keep(storage)
         else:
             examples = load_corpus(settings.data, root=data_root(paths), cache=Path(paths.cache).expanduser())
+            require_trainable(examples)
             _require_sensitive(settings, examples)
             partition = deal(settings, examples)
             environment = machine(settings) | {"commands": [] if command is None else [command]}
-            source = source_digest(settings.data)
-            run.begin(settings, examples, partition, source=source, store=store, environment=environment)
-        assembly = assemble(settings, examples, partition, run.store.root)
-        results = _train(assembly, settings, execution, on_event)
-        run.publish(publishable(assembly, settings, execution, on_event))
-        training, curves = training_tables(results)
-        run.write("training.csv", training.to_csv(index=False))
-        run.write("curves.csv", curves.to_csv(index=False))
+            run.begin(
+                settings,
+                examples,
+                partition,
+                source=source_digest(settings.data),
+                store=store_of(paths).location,
+                storage=storage or StorageSettings(),
+                environment=environment,
+            )
+        assembly = assemble(settings, examples, partition, run.store.location)
+        place = Workplace(run, settings, execution, on_event)
+        run.store.claim(run.directory, assembly.names | run.pointer.names)
+        results = train_missing(assembly, place)
+        run.publish(publishable(assembly, place))
+        settle(place, assembly, results)
     return results
 
 
@@ -97,6 +107,11 @@ def machine(settings: RunSettings) -> dict[str, Any]:
     }
 
 
+def store_of(paths: PathSettings) -> Store:
+    """Return the store that the settings name, a folder or a URL."""
+    return Store(paths.store if "://" in paths.store else Path(paths.store).expanduser())
+
+
 def data_root(paths: PathSettings) -> Path | None:
     """Return the folder of local data sets: `paths.data`, else FAIRSISA_DATA; None means downloads."""
     named = paths.data or os.environ.get("FAIRSISA_DATA")
@@ -106,42 +121,6 @@ def data_root(paths: PathSettings) -> Path | None:
     if not root.is_dir():
         raise RunError(f"Expected a folder of data sets at {root} (paths.data or FAIRSISA_DATA); there is none.")
     return root
-
-
-def publishable(assembly: Assembly, settings: RunSettings, execution: ExecutionSettings, on_event: Report) -> Ensemble:
-    """Return the names of all checkpoints, and of all predictions, which are made where the store lacks them."""
-    tasks = assembly.predict_tasks()
-    names = run_tasks(
-        predict_constituent, [task for _, task in tasks], **_where(settings, execution), on_event=on_event
-    )
-    predictions: dict[str, dict[str, str]] = {split: {} for split in HELD_OUT}
-    for (split, task), name in zip(tasks, names, strict=True):
-        if name is not None:
-            predictions[split][task.chain.constituent] = name
-
-    def checkpoints(chains: Any) -> dict[str, tuple[str, ...]]:
-        return {chain.constituent: tuple(stage.lineage.name for stage in plan_stages(chain)) for chain in chains}
-
-    return Ensemble(checkpoints(assembly.constituents), checkpoints(assembly.baselines), predictions)
-
-
-def _train(
-    assembly: Assembly, settings: RunSettings, execution: ExecutionSettings, on_event: Report
-) -> list[SliceResult]:
-    where = _where(settings, execution)
-    if features := assembly.features_tasks():
-        run_tasks(make_features, features, **where, on_event=on_event)
-    trained = run_tasks(train_shard, assembly.shard_tasks(), **where, on_event=on_event)
-    order = {chain.constituent: place for place, chain in enumerate(assembly.constituents + assembly.baselines)}
-    return sorted(
-        (result for results in trained for result in results), key=lambda row: (order[row.constituent], row.slice)
-    )
-
-
-def _where(settings: RunSettings, execution: ExecutionSettings) -> dict[str, int]:
-    threads = settings.trainer.threads
-    workers = execution.num_workers or default_workers(settings.trainer.accelerator, threads)
-    return {"num_workers": workers, "threads": threads}
 
 
 def _require_same(run: Run, settings: RunSettings) -> None:

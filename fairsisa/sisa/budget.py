@@ -8,17 +8,19 @@ from itertools import accumulate
 from fairsisa.settings import TrainerSettings
 
 
-def slice_epochs(trainer: TrainerSettings, num_slices: int) -> tuple[float, ...]:
+def slice_epochs(trainer: TrainerSettings, num_slices: int, num_added: int = 0) -> tuple[float, ...]:
     """Return e_1..e_R, the epochs of each stage over all the examples it has by then.
+
+    `num_added` slices that came later get the epochs of the last planned one, so that no other stage changes.
 
     "compute_matched" is e_i = 2e'/(R+1) (Bourtoule et al. 2021, section V-B): with equal slices the work of the
     chain, sum of e_i * i/R, is e' epochs of the whole shard.
     """
     if trainer.budget == "listed":
-        return trainer.slice_epochs
+        return trainer.slice_epochs + trainer.slice_epochs[-1:] * num_added
     if trainer.budget == "per_slice":
-        return (trainer.max_epochs,) * num_slices
-    return (2 * trainer.max_epochs / (num_slices + 1),) * num_slices
+        return (trainer.max_epochs,) * (num_slices + num_added)
+    return (2 * trainer.max_epochs / (num_slices + 1),) * (num_slices + num_added)
 
 
 def presentations(epochs: Sequence[float], slice_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -38,8 +40,10 @@ def learning_rate_window(trainer: TrainerSettings, num_slices: int, index: int) 
     """Return the learning-rate factors at the start and the end of stage `index` (from 0), after warm-up.
 
     "chain" runs one straight line from 1 to 0 over the work of the whole chain as planned for equal slices; it
-    depends on (R, index) alone, so a deletion in one slice changes no other slice's schedule.
+    depends on (R, index) alone, so a deletion in one slice changes no other slice's schedule. A stage that was added
+    after the planned R repeats the last planned one's.
     """
+    index = min(index, num_slices - 1)
     if trainer.schedule == "constant":
         return (1.0, 1.0)
     if trainer.schedule == "slice":

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from fairsisa.lineage import Lineage, derive_seed, slice_digest
@@ -24,6 +23,7 @@ class Chain:
     `blocks` holds, for each slice, the example ids in training order, in one block or more; a frozen encoder's
     features are kept by the block, so that constituents that share blocks share features. `contents` gives each id's
     content digest. `trainer` is resolved: accelerator and precision are not "auto". `base` is None for a tabular model.
+    `store` is the location of the store. The last `num_added` slices came after the budget was planned.
     """
 
     constituent: str
@@ -34,7 +34,8 @@ class Chain:
     base: Base | None
     num_classes: int
     seed: int
-    store: Path
+    store: str
+    num_added: int = 0
 
     @cached_property
     def slices(self) -> tuple[tuple[str, ...], ...]:
@@ -69,11 +70,12 @@ def plan_stages(chain: Chain) -> tuple[Stage, ...]:
     A name covers the parent's name, this slice's ids and contents in order, the base, every setting that training
     reads, and the seed; so it changes when, and only when, the slice or one before it would be trained differently.
     """
-    epochs = slice_epochs(chain.trainer, len(chain.slices))
+    num_planned = len(chain.slices) - chain.num_added
+    epochs = slice_epochs(chain.trainer, num_planned, chain.num_added)
     shown = presentations(epochs, [len(ids) for ids in chain.slices])
     stages: list[Stage] = []
     for index, ids in enumerate(chain.slices):
-        window = learning_rate_window(chain.trainer, len(chain.slices), index)
+        window = learning_rate_window(chain.trainer, num_planned, index)
         seed = derive_seed(chain.seed, "slice", chain.constituent, index)
         parents: tuple[str, ...] = (stages[-1].lineage.name,) if stages else ()
         if chain.reads_features:

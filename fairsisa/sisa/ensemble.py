@@ -16,7 +16,14 @@ from fairsisa.models.classifier import load_trained
 from fairsisa.models.network import logits_of
 from fairsisa.settings import AGGREGATIONS, one_of
 from fairsisa.sisa.chain import Chain, plan_stages, predictions_lineage
-from fairsisa.sisa.training import compute_dtype, environment_of, network_inputs, new_network, trained_weights
+from fairsisa.sisa.training import (
+    compute_dtype,
+    encoder_features,
+    environment_of,
+    network_inputs,
+    new_network,
+    trained_weights,
+)
 from fairsisa.store import Store
 from fairsisa.tables import Predictions
 
@@ -43,18 +50,38 @@ def predict_constituent(task: PredictTask, report: Report) -> str | None:
     if weights is None:
         return None
     inputs = network_inputs(chain, task.inputs, [len(task.inputs)], store)
+    scores = _scores(chain, weights, inputs)
+    store.put(lineage, {"scores": torch.from_numpy(scores)}, environment=environment_of(chain))
+    report(Event("predicted", chain.constituent, values={"examples": len(inputs)}))
+    return lineage.name
+
+
+def score_unkept(task: PredictTask) -> np.ndarray | None:
+    """Return class probabilities as `predict_constituent` makes them, float32, but keep no trace of them on disk.
+
+    None stands for a constituent that has no training example left.
+    """
+    chain, store = task.chain, Store(task.chain.store)
+    stages = plan_stages(chain)
+    weights = trained_weights(store, stages, len(stages) - 1)
+    if weights is None:
+        return None
+    inputs = task.inputs
+    if chain.reads_features:
+        inputs = inputs.with_features(encoder_features(chain, inputs))
+    return _scores(chain, weights, inputs)
+
+
+def _scores(chain: Chain, weights: Mapping[str, torch.Tensor], inputs: Inputs) -> np.ndarray:
     network = new_network(chain, 0 if inputs.features is None else inputs.features.shape[1])
     load_trained(network, weights)
     network.to(chain.trainer.accelerator, compute_dtype(chain)).eval()
-    scores = run_batched(
+    return run_batched(
         lambda batch: logits_of(network, batch).softmax(dim=1),
         inputs,
         width=chain.num_classes,
         device=chain.trainer.accelerator,
     )
-    store.put(lineage, {"scores": torch.from_numpy(scores)}, environment=environment_of(chain))
-    report(Event("predicted", chain.constituent, values={"examples": len(inputs)}))
-    return lineage.name
 
 
 def read_predictions(store: Store, names: Mapping[str, str]) -> Predictions:

@@ -69,6 +69,32 @@ class Partition:
             sizes=tuple(sizes.tolist()),
         )
 
+    def with_slice(self, examples: Examples) -> Partition:
+        """Return the partition with one more slice in every shard, which holds the train examples it lacks.
+
+        No example moves. A subject it knows stays in its shard; a new one is dealt by the keyed hash of its id, as by
+        the strategy "uniform". A shard that gets none has an empty slice.
+
+        Raises:
+            PartitionError: when `examples` hold no train example beside those of the partition.
+        """
+        known = set(self.example_ids)
+        rows = examples.frame[(examples.frame["split"] == TRAIN) & ~examples.frame["example_id"].isin(known)]
+        if rows.empty:
+            raise PartitionError(f"Expected new train examples in {examples.name!r}, got none: nothing to add.")
+        new = rows[["example_id", "subject_id"]].reset_index(drop=True)
+        homes = dict(zip(self.subject_ids, self.shard.tolist(), strict=True))
+        dealt = _draws(new["subject_id"].tolist(), self.seed)[:, 0] % np.uint64(self.num_shards)
+        shard = [homes.get(subject, int(draw)) for subject, draw in zip(new["subject_id"], dealt, strict=True)]
+        frame = pd.concat([self.frame(), new.assign(shard=shard, slice=self.num_slices)], ignore_index=True)
+        return Partition.from_frame(
+            frame,
+            num_shards=self.num_shards,
+            num_slices=self.num_slices + 1,
+            strategy=self.strategy,
+            seed=self.seed,
+        )
+
     def frame(self) -> pd.DataFrame:
         """Return the table example_id, subject_id (str), shard, slice (int64), one row per training example."""
         columns = (list(self.example_ids), list(self.subject_ids), self.shard, self.slice)
@@ -82,7 +108,7 @@ class Partition:
 
         Raises:
             PartitionError: when a column is missing, a shard or slice is out of range, an example id repeats, or a
-                subject is in two places.
+                subject is in two shards.
         """
         _check_counts(num_shards, num_slices)
         missing = [column for column in COLUMNS if column not in frame.columns]
@@ -310,7 +336,7 @@ def _check_unique(frame: pd.DataFrame) -> None:
     repeated = frame["example_id"].duplicated()
     if repeated.any():
         raise PartitionError(f"Example {frame['example_id'][repeated].iloc[0]!r} is in the partition more than once.")
-    places = frame[["subject_id", "shard", "slice"]].drop_duplicates()
+    places = frame[["subject_id", "shard"]].drop_duplicates()
     split = places["subject_id"].duplicated()
     if split.any():
-        raise PartitionError(f"Subject {places['subject_id'][split].iloc[0]!r} is in more than one place.")
+        raise PartitionError(f"Subject {places['subject_id'][split].iloc[0]!r} is in more than one shard.")

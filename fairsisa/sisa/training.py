@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -10,13 +11,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.loggers.logger import Logger
+from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from fairsisa.data.batches import training_batches
 from fairsisa.data.encoding import Inputs
-from fairsisa.errors import TrainingError
+from fairsisa.errors import CorruptArtefactError, MissingArtefactError, TrainingError
 from fairsisa.execution import Event, Report
 from fairsisa.models.batching import SliceData, run_batched
 from fairsisa.models.classifier import Classifier, Schedule, initial_state
@@ -51,7 +54,7 @@ class FeaturesTask:
 class SliceResult:
     """One row of the training table; steps, seconds and curve are those of the training that made the checkpoint.
 
-    `status` is "trained", "reused" or "empty". `curve` holds (step, mean cross-entropy since the last entry).
+    `status` is "trained", "reused", "empty", or "dropped" by a retention policy. `curve` holds (step, mean cross-entropy since the last entry).
     """
 
     constituent: str
@@ -80,17 +83,19 @@ def train_shard(task: ShardTask, report: Report) -> list[SliceResult]:
     """Train every slice of the task's chain whose checkpoint is missing; return one result per slice.
 
     Stage r continues from stage r-1 and sees the examples of slices 1..r (Bourtoule et al. 2021, section IV). It is a
-    pure function of what its name covers. An empty slice trains nothing and stands for its parent's weights.
+    pure function of what its name covers. An empty slice trains nothing and stands for its parent's weights. A
+    checkpoint that a retention policy dropped is made again only when a later slice needs its weights.
 
     Raises:
         TrainingError: when a stage diverged or was interrupted; the finished stages are kept.
     """
     store, stages = Store(task.chain.store), plan_stages(task.chain)
+    first = first_to_train(store, stages)
     workshop: Workshop | None = None
     results: list[SliceResult] = []
     for stage in stages:
-        status = "reused"
-        if not store.has(stage.lineage.name):
+        status = "reused" if store.has(stage.lineage.name) else "dropped"
+        if status == "dropped" and stage.index >= first:
             report(Event("slice_started", task.chain.constituent, stage.index))
             if stage.lineage.examples:
                 workshop = workshop or _open_workshop(task, store)
@@ -102,17 +107,42 @@ def train_shard(task: ShardTask, report: Report) -> list[SliceResult]:
     return results
 
 
+def first_to_train(store: Store, stages: Sequence[Stage]) -> int:
+    """Return the index of the first stage that training must make; the number of stages when nothing is missing.
+
+    A checkpoint counts as missing unless it exists or was dropped on purpose; training restarts early enough to find
+    the weights it continues from.
+    """
+    there = [store.has(stage.lineage.name) for stage in stages]
+    first = next((i for i, has in enumerate(there) if not has and not _was_dropped(store, stages[i])), len(stages))
+    if first == len(stages):
+        return first
+    for index in reversed(range(first)):
+        if stages[index].lineage.examples:
+            if there[index]:
+                break
+            first = index
+    return first
+
+
 def make_features(task: FeaturesTask, report: Report) -> None:
     """Put the features of the task's texts into the store, unless they are there: float32, one row a text."""
     chain, store = task.chain, Store(task.chain.store)
     lineage = features_lineage(chain, task.inputs.example_ids, task.inputs.contents)
-    if store.has(lineage.name) or chain.base is None:
+    if store.has(lineage.name):
         return
-    device = chain.trainer.accelerator
-    encoder = build_encoder(chain.model, chain.base).to(device, dtype_of(chain.trainer.precision))
-    features = run_batched(partial(pooled_features, encoder), task.inputs, width=feature_width(encoder), device=device)
+    features = encoder_features(chain, task.inputs)
     store.put(lineage, {"features": torch.from_numpy(features)}, environment=environment_of(chain))
     report(Event("features_done", chain.constituent, values={"examples": len(task.inputs)}))
+
+
+def encoder_features(chain: Chain, inputs: Inputs) -> np.ndarray:
+    """Return what the chain's frozen encoder makes of texts: float32, shape (num_examples, width)."""
+    if chain.base is None:
+        raise ValueError("Expected a chain with a base model; a tabular model's features are its inputs.")
+    device = chain.trainer.accelerator
+    encoder = build_encoder(chain.model, chain.base).to(device, dtype_of(chain.trainer.precision))
+    return run_batched(partial(pooled_features, encoder), inputs, width=feature_width(encoder), device=device)
 
 
 def network_inputs(chain: Chain, inputs: Inputs, sizes: Sequence[int], store: Store) -> Inputs:
@@ -150,6 +180,13 @@ def trained_weights(store: Store, stages: tuple[Stage, ...], index: int) -> Stat
         if stage.lineage.examples:
             return store.get(stage.lineage.name).tensors
     return None
+
+
+def _was_dropped(store: Store, stage: Stage) -> bool:
+    try:
+        return not store.manifest(stage.lineage.name).kept
+    except (MissingArtefactError, CorruptArtefactError):
+        return False
 
 
 def environment_of(chain: Chain) -> dict[str, str | int]:
@@ -205,6 +242,7 @@ def _fit(workshop: Workshop, stage: Stage, inputs: Inputs, state: State, *, fres
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*does not have many workers.*")
         warnings.filterwarnings("ignore", message=".*LeafSpec.*")
+        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
         pl.seed_everything(stage.seed % 2**32, verbose=False)
         network.train()
         model = Classifier(network, state, settings, Schedule(len(batches), *stage.window, settings.warmup))
@@ -226,6 +264,8 @@ def _trainer(chain: Chain, stage: Stage, report: Report) -> pl.Trainer:
     return pl.Trainer(
         accelerator="gpu" if chain.trainer.accelerator == "cuda" else "cpu",
         devices=1,
+        plugins=[LightningEnvironment()],  # in a SLURM job, Lightning would requeue it in a signal handler of its own
+        default_root_dir=os.devnull,  # ... and go on from any hpc_ckpt_1.ckpt that lies in the working directory
         max_epochs=1,
         logger=EventLogger(chain.constituent, stage.index, report),
         log_every_n_steps=1,

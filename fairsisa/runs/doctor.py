@@ -1,0 +1,142 @@
+"""The verb `doctor`: what is wrong with a run, and what helps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import filelock
+
+from fairsisa.errors import FairsisaError
+from fairsisa.models.device import numeric_environment
+from fairsisa.runs.directory import DEGRADED, LEDGER, UNTRAINED, WHOLE, Run
+from fairsisa.runs.making import Workplace
+from fairsisa.runs.unlearning import UNDER_WAY
+from fairsisa.runs.verifying import CERTIFICATES, verify_run
+from fairsisa.settings import ExecutionSettings
+from fairsisa.sisa.ledger import OPEN, Head, Ledger
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """One thing that is wrong, or worth knowing (`is_problem` false), and what helps."""
+
+    check: str
+    what: str
+    cure: str = ""
+    is_problem: bool = True
+
+
+def examine(run: Run, *, keys: Path) -> tuple[Complaint, ...]:
+    """Return all complaints about a run; each check stands on its own, and one that fails is a complaint too."""
+    found: list[Complaint] = []
+    for name, check in CHECKS.items():
+        try:
+            found += check(run, keys)
+        except (FairsisaError, OSError, ValueError, KeyError) as error:
+            found.append(Complaint(name, str(error), "mend what it names, then run doctor again"))
+    return tuple(found)
+
+
+def _files(run: Run, keys: Path) -> Iterator[Complaint]:
+    status = run.pointer.status
+    if status == UNTRAINED:
+        yield Complaint(
+            "training", "The run was begun, but not trained to its end.", "run the same train command again"
+        )
+    if status == DEGRADED:
+        yield Complaint("serving", "The ensemble is served without some constituents.", _flush(run))
+    examples, partition = run.examples, run.partition
+    train = set(examples.frame.loc[examples.frame["split"] == "train", "example_id"])
+    if train != set(partition.example_ids):
+        odd = len(train ^ set(partition.example_ids))
+        yield Complaint("tables", f"{odd} examples are in one of the two tables only.", "restore both from a backup")
+
+
+def _artefacts(run: Run, keys: Path) -> Iterator[Complaint]:
+    store, ensemble = run.store, run.pointer
+    records = {entry.name: entry for entry in store.records()}
+    lost = ensemble.names - records.keys()
+    if lost:
+        again = "run the same train command again: it makes what is missing"
+        yield Complaint("artefacts", f"{len(lost)} artefacts that are served are not in the store.", again)
+    for name, problem in store.verify().items():
+        if name in ensemble.names:
+            yield Complaint("artefacts", problem, "purged and trained again, it will be the same")
+    last = [steps[-1] for steps in ensemble.chains.values() if steps]
+    dropped = [name for name in last if name in records and not records[name].kept]
+    if dropped and ensemble.status == WHOLE:
+        yield Complaint("artefacts", f"{len(dropped)} constituents lack the weights they serve.", "train again")
+    if str(run.directory.resolve()) not in store.claims() and ensemble.status != UNTRAINED:
+        yield Complaint(
+            "claim", "The run has no claim on its artefacts: `store gc` would delete them.", "run train again"
+        )
+
+
+def _requests(run: Run, keys: Path) -> Iterator[Complaint]:
+    if not run.path(LEDGER).is_file():
+        yield Complaint("ledger", "No request was ever received.", is_problem=False)
+        return
+    ledger = Ledger.open(run.path(LEDGER), keys)
+    ledger.check(_heads(run))
+    states = [request.state for request in ledger.requests(*OPEN)]
+    under_way, failed = sum(state in UNDER_WAY for state in states), states.count("failed")
+    if under_way:
+        yield Complaint("requests", f"{under_way} requests were interrupted.", _flush(run))
+    if failed:
+        yield Complaint("requests", f"{failed} requests failed.", _flush(run))
+    if states.count("received"):
+        yield Complaint("requests", f"{states.count('received')} requests wait.", _flush(run), is_problem=False)
+
+
+def _leftovers(run: Run, keys: Path) -> Iterator[Complaint]:
+    if not run.path(LEDGER).is_file():
+        return
+    lock = filelock.FileLock(run.path(".lock"), timeout=0)
+    try:
+        with lock:
+            pass
+    except filelock.Timeout:
+        yield Complaint("lock", "Another command is at work on the run.", "wait for it", is_problem=False)
+        return
+    place = Workplace(run, run.settings, ExecutionSettings(num_workers=1), lambda event: None)
+    verification = verify_run(place, Ledger.open(run.path(LEDGER), keys), level="disk")
+    for finding in verification.findings:
+        yield Complaint("forgotten data", finding, _flush(run))
+    for note in verification.notes:
+        yield Complaint("forgotten data", note, is_problem=False)
+
+
+def _environment(run: Run, keys: Path) -> Iterator[Complaint]:
+    trainer = run.settings.trainer
+    now = numeric_environment(trainer.accelerator, trainer.precision, trainer.threads)
+    then = run.environment["numeric"]
+    differing = [f"{name}: {then.get(name)} then, {now[name]} now" for name in now if then.get(name) != now[name]]
+    if differing:
+        yield Complaint(
+            "environment",
+            f"This machine computes otherwise than the run's: {'; '.join(differing)}.",
+            "retrained slices will not be bit for bit those of a run on the first machine; unlearn there, or know it",
+            is_problem=False,
+        )
+
+
+def _heads(run: Run) -> list[Head]:
+    """Return the ledger heads that the run's certificates quote."""
+    quoted = [json.loads(path.read_text()) for path in sorted(run.path(CERTIFICATES).glob("*.json"))]
+    return [Head(item["ledger_seq"], item["ledger_digest"]) for item in quoted]
+
+
+def _flush(run: Run) -> str:
+    return f"run `fairsisa unlearn flush run={run.directory}`"
+
+
+CHECKS: dict[str, Callable[[Run, Path], Iterator[Complaint]]] = {
+    "files": _files,
+    "artefacts": _artefacts,
+    "ledger": _requests,
+    "forgotten data": _leftovers,
+    "environment": _environment,
+}

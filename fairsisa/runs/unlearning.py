@@ -1,0 +1,240 @@
+"""The verb `unlearn`: from a request to an ensemble that never saw what it names, and the evidence."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from fairsisa.errors import FairsisaError
+from fairsisa.execution import Report
+from fairsisa.report.content import RunReport
+from fairsisa.runs.assembly import Assembly, assemble
+from fairsisa.runs.attesting import attest
+from fairsisa.runs.directory import DEGRADED, Run
+from fairsisa.runs.evaluating import can_be_measured, evaluate_run, forget_reports
+from fairsisa.runs.making import JOBS, Workplace, publishable, settle, train_missing
+from fairsisa.runs.membership import attack, members_of
+from fairsisa.runs.planning import Plan, plan_deletion
+from fairsisa.runs.requests import begin_ledger, receive_request
+from fairsisa.runs.tracing import doomed, forgotten_ids
+from fairsisa.runs.verifying import LOGS
+from fairsisa.settings import ExecutionSettings, RequestSettings, UnlearningSettings
+from fairsisa.sisa.chain import plan_stages
+from fairsisa.sisa.ledger import OPEN, Ledger, UnlearningRequest
+from fairsisa.sisa.training import SliceResult
+from fairsisa.store.durable import explained
+from fairsisa.tables import TEST
+
+UNDER_WAY = ("planned", "retraining", "published", "purged")
+STEPS: Mapping[str, int] = MappingProxyType({state: step for step, state in enumerate(("failed", *UNDER_WAY))})
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of some requests: where their certificates lie, and the new report, if the run can be measured."""
+
+    request_ids: tuple[str, ...]
+    certificates: tuple[Path, ...]
+    report: RunReport | None
+
+
+@dataclass(frozen=True)
+class Work:
+    """What the steps of one batch of requests share."""
+
+    place: Workplace
+    ledger: Ledger
+    settings: UnlearningSettings
+    request_ids: tuple[str, ...]
+
+    @property
+    def run(self) -> Run:
+        """The run that is to forget."""
+        return self.place.run
+
+    def note(self, state: str, detail: Mapping[str, Any]) -> None:
+        """Write into the ledger that the batch has come to a state."""
+        self.ledger.advance(self.request_ids, state, detail)
+
+
+def unlearn(
+    run: Run,
+    request: RequestSettings,
+    *,
+    keys: Path,
+    settings: UnlearningSettings,
+    execution: ExecutionSettings,
+    on_event: Report,
+) -> Outcome:
+    """Forget what the request names; return when nothing made from it is left.
+
+    The request is durable before anything else happens. Stopped in the middle, the same call goes on and ends with the
+    same ensemble; made again after its end, it changes nothing. `keys` is the folder of ledger keys.
+
+    Raises:
+        RequestError: when the request names nothing, or what the run does not hold; nothing was received.
+        RunError: when another command is at work on the run; the request waits in the ledger.
+        VerificationError: when something made from the examples was found afterwards.
+        FairsisaError: of the kind that fits, when a step fails; the request stays open.
+    """
+    chosen = queue_request(run, request, keys=keys)
+    return _execute(Workplace(run, run.settings, execution, on_event), begin_ledger(run, keys), chosen, settings)
+
+
+def queue_request(run: Run, request: RequestSettings, *, keys: Path) -> tuple[str, ...]:
+    """Receive a request, to be executed by the next `flush`; return its id, or those of earlier ones of the same.
+
+    Raises:
+        RunError: when the run is not trained: it has nothing to forget.
+        RequestError: when the request names nothing, or what the run does not hold.
+    """
+    run.require_trained()
+    return receive_request(run, begin_ledger(run, keys), request)
+
+
+def flush(
+    run: Run, *, keys: Path, settings: UnlearningSettings, execution: ExecutionSettings, on_event: Report
+) -> Outcome:
+    """Execute all requests that wait, at once; errors are those of `unlearn`."""
+    run.require_trained()
+    ledger = begin_ledger(run, keys)
+    waiting = tuple(request.request_id for request in ledger.requests(*OPEN))
+    return _execute(Workplace(run, run.settings, execution, on_event), ledger, waiting, settings)
+
+
+def _execute(place: Workplace, ledger: Ledger, chosen: Collection[str], settings: UnlearningSettings) -> Outcome:
+    run = place.run
+    later = f"run `fairsisa unlearn flush run={run.directory}` later: the request is in the ledger"
+    with run.locked(later):
+        waiting = ledger.requests(*OPEN)
+        interrupted = [request for request in waiting if request.state in UNDER_WAY]
+        fresh = [request for request in waiting if request.state not in UNDER_WAY and request.request_id in chosen]
+        pages = [page for batch in (interrupted, fresh) if batch for page in _carry_out(place, ledger, settings, batch)]
+    report = None
+    if settings.evaluate and pages and can_be_measured(run):
+        report = evaluate_run(run, execution=place.execution, on_event=place.on_event)
+    return Outcome(tuple(chosen), tuple(pages), report)
+
+
+def _carry_out(
+    place: Workplace, ledger: Ledger, settings: UnlearningSettings, batch: Sequence[UnlearningRequest]
+) -> tuple[Path, ...]:
+    """Bring requests through the steps they still have before them; those of a batch stand at the same one."""
+    work = Work(place, ledger, settings, tuple(request.request_id for request in batch))
+    step = min(STEPS.get(request.state, 0) for request in batch)
+    try:
+        if step < STEPS["published"]:
+            _replace(work, _recognised(work, batch), begin=step < STEPS["planned"])
+        if step < STEPS["purged"]:
+            _purge(work)
+            work.note("purged", {})
+        return attest(place, ledger, work.request_ids, settings.verify)
+    except FairsisaError as error:
+        work.note("failed", {"error": type(error).__name__})  # the message may name an example
+        raise
+
+
+def _recognised(work: Work, batch: Sequence[UnlearningRequest]) -> frozenset[str]:
+    """Return the ids in the run's tables that the requests name; none once the tables were switched."""
+    wanted = frozenset[str]().union(*(request.example_hashes for request in batch))
+    present = work.run.examples.example_ids
+    hidden = work.ledger.key.hide_all("example", present)
+    return frozenset(example for example, name in zip(present, hidden, strict=True) if name in wanted)
+
+
+def _replace(work: Work, forget: frozenset[str], *, begin: bool) -> None:
+    """Train what the deletion changes, and switch to it."""
+    run = work.run
+    served, plan = run.ensemble, plan_deletion(run, forget)
+    before = _assembled(run, (), served.baselines) if work.settings.membership and plan.constituents else None
+    members = {} if before is None else members_of(before, forget)
+    if begin:
+        seen = None if before is None else attack(run, before, before, members, served.predictions[TEST])
+        work.note("planned", plan.evidence() | {"membership": seen})
+    kept = [name for name in served.baselines if name not in plan.baselines]
+    degraded = work.settings.degraded and bool(forget)
+    if degraded:
+        _serve_degraded(run, plan, forget)
+        going = doomed(run, forgotten_ids(run, work.ledger))
+        work.note("retraining", {"serving": DEGRADED, "doomed": asdict(going)})
+        _purge(work)
+        forget = frozenset()
+    elif begin:
+        work.note("retraining", {"serving": served.status})
+    after = _assembled(run, forget, kept)
+    run.store.claim(run.directory, after.names | run.ensemble.names)
+    results = train_missing(after, work.place)
+    ensemble = publishable(after, work.place)
+    seen = None if before is None else attack(run, after, before, members, ensemble.predictions[TEST])
+    work.note("retraining", {"constituents": _made(run, after, results), "membership": seen})
+    tables = _retained(run, forget) if forget else (None, None)
+    run.publish(ensemble, *tables)
+    settle(work.place, after, results)
+    work.note("published", {"doomed": asdict(doomed(run, forgotten_ids(run, work.ledger)))})
+
+
+def _serve_degraded(run: Run, plan: Plan, forget: frozenset[str]) -> None:
+    """Switch to the ensemble less the affected constituents; scores of a split that lost rows are made again later."""
+    served = run.ensemble
+    gone = {part.constituent for part in plan.constituents} | set(plan.baselines)
+    predictions = {
+        split: {name: made for name, made in columns.items() if name not in gone and not plan.num_examples.get(split)}
+        for split, columns in served.predictions.items()
+    }
+    left = {name: steps for name, steps in served.baselines.items() if name not in gone}
+    first = {part.constituent: part.first_slice for part in plan.constituents}
+    steps = {name: made[: first.get(name)] for name, made in served.checkpoints.items()}
+    ensemble = replace(served, checkpoints=steps, baselines=left, predictions=predictions, status=DEGRADED)
+    run.publish(ensemble, *_retained(run, forget))
+
+
+def _retained(run: Run, forget: frozenset[str]) -> tuple[Any, Any]:
+    """Return the run's examples and partition less some."""
+    examples = run.examples
+    return examples.keep(~examples.frame["example_id"].isin(forget).to_numpy()), run.partition.without(forget)
+
+
+def _assembled(run: Run, forget: Collection[str], baselines: Collection[str]) -> Assembly:
+    examples, partition = _retained(run, frozenset(forget))
+    names = [name.removeprefix("baseline-") for name in baselines]
+    return assemble(run.settings, examples, partition, run.store.location, baselines=names)
+
+
+def _made(run: Run, assembly: Assembly, results: Sequence[SliceResult]) -> dict[str, Any]:
+    """Return what was trained, by constituent: the checkpoints, and the examples shown and seconds taken for them.
+
+    Checkpoints that are in the store though no longer served before count as made by an interrupted attempt.
+    """
+    served = run.ensemble.names
+    status = {result.checkpoint: result for result in results}
+    made: dict[str, Any] = {}
+    for chain in assembly.constituents:
+        stages = plan_stages(chain)
+        rows = [status[stage.lineage.name] for stage in stages]
+        new = [row for row in rows if row.status == "trained" or row.checkpoint not in served]
+        if new:
+            made[chain.constituent] = {
+                "checkpoints": [row.checkpoint for row in new],
+                "presentations": sum(row.num_presentations for row in new),
+                "core_seconds": sum(row.seconds for row in new),
+            }
+    return made
+
+
+def _purge(work: Work) -> None:
+    """Delete all that was made from forgotten examples: artefacts, unfinished files, old tables, reports and logs."""
+    run, store = work.run, work.run.store
+    going = doomed(run, forgotten_ids(run, work.ledger))
+    spared = frozenset[str]().union(*map(frozenset, going.held_by_others.values()))
+    store.purge(going.names, spare=spared)
+    store.sweep(older_than=0.0)
+    run.prune()
+    forget_reports(run)
+    with explained(f"delete logs of {run.directory}"):
+        for name in (*LOGS, JOBS):
+            if run.path(name).exists():
+                shutil.rmtree(run.path(name))
