@@ -21,7 +21,7 @@ from fairsisa.data.hatexplain import load_hatexplain
 from fairsisa.execution import Event, run_tasks
 from fairsisa.models.base import find_base, load_tokenizer
 from fairsisa.models.device import resolve_accelerator, resolve_precision
-from fairsisa.settings import ModelSettings, TrainerSettings
+from fairsisa.settings import ExecutionSettings, ModelSettings, TrainerSettings
 from fairsisa.sisa.budget import slice_epochs
 from fairsisa.sisa.chain import Chain
 from fairsisa.sisa.ensemble import PredictTask, predict_constituent
@@ -123,7 +123,15 @@ def main() -> None:
                     contents = dict(zip(own.example_ids, own.contents, strict=True))
                     chain = Chain(f"shard-{shard}", blocks, contents, model, trainer, base, 2, seed, Path(folder))
                     jobs.append(Job(name, seed, ShardTask(chain, own, tokenizer.pad_token_id), held_out))
-        done = run_tasks(run_job, jobs, num_workers=options.workers, threads=1, on_event=ignore)
+        done = run_tasks(
+            run_job,
+            jobs,
+            execution=ExecutionSettings(num_workers=options.workers),
+            threads=1,
+            accelerator=accelerator,
+            scratch=Path(folder) / "jobs",
+            on_event=ignore,
+        )
     table = []
     for name, num_slices, trainer_settings, _ in recipes:
         trainer = TrainerSettings(**({"max_epochs": options.epochs} | trainer_settings))  # type: ignore[arg-type]

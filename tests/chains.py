@@ -12,7 +12,14 @@ from fairsisa.execution import Event, run_tasks
 from fairsisa.lineage import content_digest
 from fairsisa.models.base import MINILM_PACKAGE, Base
 from fairsisa.runs.assembly import Assembly, assemble
-from fairsisa.settings import EvaluationSettings, ModelSettings, PartitionSettings, RunSettings, TrainerSettings
+from fairsisa.settings import (
+    EvaluationSettings,
+    ExecutionSettings,
+    ModelSettings,
+    PartitionSettings,
+    RunSettings,
+    TrainerSettings,
+)
 from fairsisa.sisa.chain import Chain, plan_stages
 from fairsisa.sisa.partition import Partition, partition_examples
 from fairsisa.sisa.training import SliceResult, train_shard
@@ -94,10 +101,25 @@ def assembled(
     return assemble(settings, examples, partition.without(forgotten), store)
 
 
-def trained(assembly: Assembly, *, num_workers: int = 1, events: list[Event] | None = None) -> list[SliceResult]:
+def trained(
+    assembly: Assembly,
+    *,
+    num_workers: int = 1,
+    execution: ExecutionSettings | None = None,
+    scratch: Path | None = None,
+    events: list[Event] | None = None,
+) -> list[SliceResult]:
     heard: list[Event] = [] if events is None else events
     tasks = assembly.shard_tasks()
-    found = run_tasks(train_shard, tasks, num_workers=num_workers, threads=1, on_event=heard.append)
+    found = run_tasks(
+        train_shard,
+        tasks,
+        execution=execution or ExecutionSettings(num_workers=num_workers),
+        threads=1,
+        accelerator="cpu",
+        scratch=scratch or Path(f"{tasks[0].chain.store}-jobs"),
+        on_event=heard.append,
+    )
     return [result for results in found for result in results]
 
 

@@ -13,6 +13,7 @@ import torch
 from chains import LOGISTIC, assembled, digests_of, run_of, trained
 from fairsisa.errors import DataError, MissingArtefactError, TrainingError
 from fairsisa.execution import Event, Report, default_workers, run_tasks
+from fairsisa.settings import ExecutionSettings
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,15 @@ def work(job: Job, report: Report) -> tuple[int, int, int]:
     return job.number, torch.get_num_threads(), os.getpid()
 
 
+def run_here(jobs: list[Job], num_workers: int, on_event: Report) -> list[tuple[int, int, int]]:
+    execution = ExecutionSettings(num_workers=num_workers)
+    scratch = Path("nowhere/jobs")
+    return run_tasks(work, jobs, execution=execution, threads=1, accelerator="cpu", scratch=scratch, on_event=on_event)
+
+
 def run(jobs: list[Job], num_workers: int) -> tuple[list[tuple[int, int, int]], list[Event]]:
     events: list[Event] = []
-    return run_tasks(work, jobs, num_workers=num_workers, threads=1, on_event=events.append), events
+    return run_here(jobs, num_workers, events.append), events
 
 
 def told(number: int) -> list[Event]:
@@ -96,7 +103,7 @@ def test_after_an_error_what_has_not_begun_does_not_begin():
     events: list[Event] = []
     jobs = [Job(0, act="wrong"), *(Job(number, seconds=0.3) for number in range(1, 12))]
     with pytest.raises(DataError, match="job 0"):
-        run_tasks(work, jobs, num_workers=2, threads=1, on_event=events.append)
+        run_here(jobs, num_workers=2, on_event=events.append)
     assert len({event.constituent for event in events}) < len(jobs)
 
 
@@ -110,9 +117,9 @@ def test_an_error_of_the_listener_is_not_swallowed():
         raise ValueError(f"cannot log {event.kind}")
 
     with pytest.raises(ValueError, match="cannot log slice_started"):
-        run_tasks(work, [Job(0), Job(1)], num_workers=1, threads=1, on_event=refuse)
+        run_here([Job(0), Job(1)], num_workers=1, on_event=refuse)
     with pytest.raises(ValueError, match="cannot log slice_started"):
-        run_tasks(work, [Job(0), Job(1)], num_workers=2, threads=1, on_event=refuse)
+        run_here([Job(0), Job(1)], num_workers=2, on_event=refuse)
 
 
 def test_workers_that_nobody_hears_do_not_wait_for_ever():
@@ -121,7 +128,7 @@ def test_workers_that_nobody_hears_do_not_wait_for_ever():
 
     jobs = [Job(number, act="chat") for number in range(3)]  # each sends more than a pipe holds
     with pytest.raises(ValueError, match="the disk of the log is full"):
-        run_tasks(work, jobs, num_workers=2, threads=1, on_event=refuse)
+        run_here(jobs, num_workers=2, on_event=refuse)
 
 
 def test_ctrl_c_ends_the_workers_at_once():
@@ -135,7 +142,7 @@ def test_ctrl_c_ends_the_workers_at_once():
             os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        run_tasks(work, [Job(number, seconds=90.0) for number in range(4)], num_workers=2, threads=1, on_event=press)
+        run_here([Job(number, seconds=90.0) for number in range(4)], num_workers=2, on_event=press)
     assert time.monotonic() - pressed[0] < 80.0
     assert pids
     assert [pid for pid in pids if Path(f"/proc/{pid}").exists()] == []

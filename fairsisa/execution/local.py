@@ -1,4 +1,4 @@
-"""Run independent tasks, here or in processes of their own."""
+"""Run tasks on this machine, here or in processes of their own."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass, field
+from contextlib import contextmanager
 from multiprocessing import connection
 from multiprocessing.connection import Connection
 from multiprocessing.sharedctypes import Synchronized
@@ -19,27 +19,16 @@ from typing import TypeVar
 import torch
 
 from fairsisa.errors import TrainingError
+from fairsisa.execution.events import Event, Report
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 
-@dataclass(frozen=True)
-class Event:
-    """Something a task tells while it runs: `kind` is "slice_started", "metrics", "slice_done" or "predicted"."""
-
-    kind: str
-    constituent: str
-    slice: int = 0
-    step: int = 0
-    values: Mapping[str, float | int | str] = field(default_factory=dict)
-
-
-Report = Callable[[Event], None]
 _channel: tuple[Connection, Lock] | None = None
 
 
-def run_tasks(
+def run_locally(
     function: Callable[[Task, Report], Result],
     tasks: Sequence[Task],
     *,
@@ -56,13 +45,20 @@ def run_tasks(
         TrainingError: when a worker died; every finished slice is in the store, so the same command goes on from there.
     """
     if num_workers == 1 or len(tasks) == 1:
-        before = torch.get_num_threads()
-        torch.set_num_threads(threads)
-        try:
+        with computing_threads(threads):
             return [function(task, on_event) for task in tasks]
-        finally:
-            torch.set_num_threads(before)
     return _run_in_processes(function, tasks, min(num_workers, len(tasks)), threads, on_event)
+
+
+@contextmanager
+def computing_threads(threads: int) -> Iterator[None]:
+    """Let torch compute with so many threads in the body; afterwards, with as many as before."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def default_workers(accelerator: str, threads: int) -> int:
