@@ -75,6 +75,14 @@ class History:
         return next((detail for detail in reversed(found) if detail), None)
 
 
+@dataclass(frozen=True)
+class Grown:
+    """A constituent as it is served: the keyed hashes of all ids behind it, sorted, and each checkpoint's evidence."""
+
+    leaves: tuple[str, ...]
+    checkpoints: tuple[CheckpointEvidence, ...]
+
+
 def attest(place: Workplace, ledger: Ledger, request_ids: Sequence[str], level: str) -> tuple[Path, ...]:
     """Verify the run, and write a signed certificate with its page for each request; return the certificates' paths.
 
@@ -87,10 +95,13 @@ def attest(place: Workplace, ledger: Ledger, request_ids: Sequence[str], level: 
             f"{len(verification.findings)} findings at level {level} after unlearning, the first: "
             f"{verification.findings[0]} The requests stay open; run `fairsisa unlearn flush` once that is mended."
         )
-    run, paths = place.run, []
+    run, paths, grown = place.run, [], _grown(place.run, ledger)
     for request_id in request_ids:
         history = History(ledger.request(request_id), ledger.history(request_id))
-        certificate = _certificate(run, place.settings, ledger, history, verification)
+        certificate = replace(
+            _certificate(run, place.settings, ledger, history, verification),
+            constituents=tuple(_constituents(history, grown)),
+        )
         text = encode(certificate, ledger.key)
         paths.append(run.write(f"{CERTIFICATES}/{request_id}.json", text.decode()))
         write_certificate_page(run.path(CERTIFICATES, f"{request_id}.html"), certificate)
@@ -116,7 +127,7 @@ def _certificate(
         num_examples=history.planned["num_examples"],
         num_skipped=request.num_skipped,
         num_constituents=settings.partition.num_shards,
-        constituents=tuple(_constituents(run, ledger, history)),
+        constituents=(),
         presentations_planned=history.planned["presentations"],
         presentations_done=sum(part["presentations"] for part in history.made.values()),
         core_seconds=sum(part["core_seconds"] for part in history.made.values()),
@@ -135,24 +146,31 @@ def _certificate(
     )
 
 
-def _constituents(run: Run, ledger: Ledger, history: History) -> Iterable[ConstituentEvidence]:
-    store, served = run.store, run.ensemble.checkpoints
+def _grown(run: Run, ledger: Ledger) -> dict[str, Grown]:
+    """Return what every constituent that is served has behind it, hashed once for all requests."""
+    found = {}
+    for name, steps in run.ensemble.checkpoints.items():
+        leaves, evidence = set[str](), []
+        for checkpoint in steps:
+            manifest = run.store.manifest(checkpoint)
+            leaves |= set(ledger.key.hide_all("example", manifest.lineage.examples))
+            root = merkle_root(leaves)
+            evidence.append(CheckpointEvidence(name=checkpoint, payload_digest=manifest.sha256, ids_root=root))
+        found[name] = Grown(tuple(sorted(leaves)), tuple(evidence))
+    return found
+
+
+def _constituents(history: History, grown: Mapping[str, Grown]) -> Iterable[ConstituentEvidence]:
     absent = sorted(history.request.example_hashes)[:MOST_PROOFS]
     for name, part in sorted(history.planned["constituents"].items(), key=_by_number):
-        first, leaves, new = part["first_slice"], set[str](), []
-        for index, checkpoint in enumerate(served[name]):
-            manifest = store.manifest(checkpoint)
-            leaves |= set(ledger.key.hide_all("example", manifest.lineage.examples))
-            if index >= first:
-                root = merkle_root(leaves)
-                new.append(CheckpointEvidence(name=checkpoint, payload_digest=manifest.sha256, ids_root=root))
-        proofs = prove_absences(leaves, absent) if leaves else ()
+        first, served = part["first_slice"], grown[name]
+        proofs = prove_absences(served.leaves, absent) if served.leaves else ()
         yield ConstituentEvidence(
             name=name,
             first_slice=first,
             old=tuple(part["old"]),
-            new=tuple(new) if leaves else (),
-            absences=tuple(Absence(example_hash=h, proof=p) for h, p in zip(absent, proofs, strict=bool(leaves))),
+            new=served.checkpoints[first:] if served.leaves else (),
+            absences=tuple(Absence(example_hash=h, proof=p) for h, p in zip(absent, proofs, strict=False)),
         )
 
 

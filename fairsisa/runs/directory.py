@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from fairsisa.errors import RunError
+from fairsisa.errors import DataError, RunError
 from fairsisa.settings import RunSettings, StorageSettings, plain, run_settings, settings_from
 from fairsisa.sisa.partition import Partition
 from fairsisa.store import Store
@@ -98,12 +98,13 @@ class Run:
     @property
     def examples(self) -> Examples:
         """The examples table: what the run was begun with, less what was forgotten, and what was added."""
-        return read_examples(self.table("examples"))
+        examples: Examples = self._current("examples", read_examples)
+        return examples
 
     @property
     def partition(self) -> Partition:
         """The assignment of training subjects to shards and slices."""
-        table = pq.read_table(self.table("partition"))
+        table = self._current("partition", pq.read_table)
         return Partition.from_frame(table.to_pandas(), **json.loads((table.schema.metadata or {})[b"fairsisa"]))
 
     @property
@@ -220,6 +221,16 @@ class Run:
             yield
         finally:
             lock.release()
+
+    def _current(self, name: str, read: Callable[[Path], Any]) -> Any:
+        """Read a table of the current generation, also when another command switches to the next one meanwhile."""
+        path = self.table(name)
+        try:
+            return read(path)
+        except (DataError, FileNotFoundError):
+            if path == self.table(name):
+                raise
+        return self._current(name, read)
 
     def _write_table(self, name: str, generation: int, write: Callable[[Path], None]) -> None:
         path = self.table(name, generation)

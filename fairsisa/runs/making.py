@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 from fairsisa.execution import Report, run_tasks
 from fairsisa.runs.assembly import HELD_OUT, Assembly
@@ -14,7 +14,11 @@ from fairsisa.runs.tables import training_tables
 from fairsisa.settings import ExecutionSettings, RunSettings
 from fairsisa.sisa.chain import Chain, features_lineage, plan_stages
 from fairsisa.sisa.ensemble import predict_constituent
-from fairsisa.sisa.training import ShardTask, SliceResult, first_to_train, make_features, train_shard
+from fairsisa.sisa.training import FeaturesTask, ShardTask, SliceResult, first_to_train, make_features, train_shard
+from fairsisa.store import Store
+
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 JOBS = "jobs"
 """The folder of a run for what travels to other machines."""
@@ -29,7 +33,7 @@ class Workplace:
     execution: ExecutionSettings
     on_event: Report
 
-    def do(self, function: Any, tasks: Sequence[Any]) -> list[Any]:
+    def do(self, function: Callable[[Task, Report], Result], tasks: Sequence[Task]) -> list[Result]:
         """Return `function(task, report)` of every task."""
         if not tasks:
             return []
@@ -87,10 +91,10 @@ def settle(place: Workplace, assembly: Assembly, results: Sequence[SliceResult])
     retain(run)
 
 
-def _lacks(task: ShardTask, store: Any) -> bool:
+def _lacks(task: ShardTask, store: Store) -> bool:
     stages = plan_stages(task.chain)
     return first_to_train(store, stages) < len(stages)
 
 
-def _features_name(task: Any) -> str:
+def _features_name(task: FeaturesTask) -> str:
     return features_lineage(task.chain, task.inputs.example_ids, task.inputs.contents).name

@@ -11,16 +11,17 @@ from typing import Any
 
 from fairsisa.errors import FairsisaError
 from fairsisa.execution import Report
+from fairsisa.execution.scratch import clear_leftovers
 from fairsisa.report.content import RunReport
 from fairsisa.runs.assembly import Assembly, assemble
 from fairsisa.runs.attesting import attest
 from fairsisa.runs.directory import DEGRADED, Run
-from fairsisa.runs.evaluating import can_be_measured, evaluate_run, forget_reports
+from fairsisa.runs.evaluating import DERIVED, can_be_measured, evaluate_run, forget_reports
 from fairsisa.runs.making import JOBS, Workplace, publishable, settle, train_missing
 from fairsisa.runs.membership import attack, members_of
 from fairsisa.runs.planning import Plan, plan_deletion
 from fairsisa.runs.requests import begin_ledger, receive_request
-from fairsisa.runs.tracing import doomed, forgotten_ids
+from fairsisa.runs.tracing import Doomed, doomed, forgotten_ids
 from fairsisa.runs.verifying import LOGS
 from fairsisa.settings import ExecutionSettings, RequestSettings, UnlearningSettings
 from fairsisa.sisa.chain import plan_stages
@@ -110,12 +111,13 @@ def _execute(place: Workplace, ledger: Ledger, chosen: Collection[str], settings
     run = place.run
     later = f"run `fairsisa unlearn flush run={run.directory}` later: the request is in the ledger"
     with run.locked(later):
+        clear_leftovers(run.path(JOBS))  # jobs of a killed command might yet put what the examples made
         waiting = ledger.requests(*OPEN)
         interrupted = [request for request in waiting if request.state in UNDER_WAY]
         fresh = [request for request in waiting if request.state not in UNDER_WAY and request.request_id in chosen]
         pages = [page for batch in (interrupted, fresh) if batch for page in _carry_out(place, ledger, settings, batch)]
     report = None
-    if settings.evaluate and pages and can_be_measured(run):
+    if settings.evaluate and (pages or not run.path(DERIVED).is_file()) and can_be_measured(run):
         report = evaluate_run(run, execution=place.execution, on_event=place.on_event)
     return Outcome(tuple(chosen), tuple(pages), report)
 
@@ -130,8 +132,9 @@ def _carry_out(
         if step < STEPS["published"]:
             _replace(work, _recognised(work, batch), begin=step < STEPS["planned"])
         if step < STEPS["purged"]:
-            _purge(work)
+            _purge(place.run, doomed(place.run, forgotten_ids(place.run, ledger)))
             work.note("purged", {})
+        work.run.prune()  # of an attempt that was killed while it wrote certificates
         return attest(place, ledger, work.request_ids, settings.verify)
     except FairsisaError as error:
         work.note("failed", {"error": type(error).__name__})  # the message may name an example
@@ -161,7 +164,7 @@ def _replace(work: Work, forget: frozenset[str], *, begin: bool) -> None:
         _serve_degraded(run, plan, forget)
         going = doomed(run, forgotten_ids(run, work.ledger))
         work.note("retraining", {"serving": DEGRADED, "doomed": asdict(going)})
-        _purge(work)
+        _purge(run, going)
         forget = frozenset()
     elif begin:
         work.note("retraining", {"serving": served.status})
@@ -225,16 +228,14 @@ def _made(run: Run, assembly: Assembly, results: Sequence[SliceResult]) -> dict[
     return made
 
 
-def _purge(work: Work) -> None:
+def _purge(run: Run, going: Doomed) -> None:
     """Delete all that was made from forgotten examples: artefacts, unfinished files, old tables, reports and logs."""
-    run, store = work.run, work.run.store
-    going = doomed(run, forgotten_ids(run, work.ledger))
     spared = frozenset[str]().union(*map(frozenset, going.held_by_others.values()))
-    store.purge(going.names, spare=spared)
-    store.sweep(older_than=0.0)
+    run.store.purge(going.names, spare=spared)
+    run.store.sweep(older_than=0.0)
     run.prune()
     forget_reports(run)
     with explained(f"delete logs of {run.directory}"):
-        for name in (*LOGS, JOBS):
+        for name in LOGS:
             if run.path(name).exists():
                 shutil.rmtree(run.path(name))

@@ -11,12 +11,12 @@ from pathlib import Path
 import pandas as pd
 import pyarrow.parquet as pq
 
-from fairsisa.errors import LedgerError
+from fairsisa.errors import CorruptArtefactError, LedgerError, MissingArtefactError
 from fairsisa.runs.assembly import Assembly, assemble
 from fairsisa.runs.directory import CONFIG, ENSEMBLE, ENVIRONMENT, LEDGER, TABLES, Run
 from fairsisa.runs.evaluating import DERIVED, derived
 from fairsisa.runs.making import JOBS, Workplace, train_missing
-from fairsisa.runs.tracing import doomed, forgotten_ids
+from fairsisa.runs.tracing import Doomed, doomed, forgotten_ids
 from fairsisa.settings import LEVELS, one_of
 from fairsisa.sisa.chain import Chain, plan_stages
 from fairsisa.sisa.ledger import Ledger
@@ -60,7 +60,8 @@ def verify_run(place: Workplace, ledger: Ledger, *, level: str, scope: str = "af
     """
     one_of("level", level, LEVELS)
     one_of("scope", scope, SCOPES)
-    found, notes = list(_lineage(place.run, ledger)), list(_held_notes(place.run, ledger))
+    left = doomed(place.run, forgotten_ids(place.run, ledger))
+    found, notes = list(_lineage(place.run, ledger, left)), list(_held_notes(left))
     compared = not_comparable = 0
     if level in ("disk", "replay"):
         found += _disk(place.run)
@@ -73,12 +74,11 @@ def verify_run(place: Workplace, ledger: Ledger, *, level: str, scope: str = "af
     return Verification(level, tuple(found), tuple(notes), compared, not_comparable)
 
 
-def _lineage(run: Run, ledger: Ledger) -> Iterator[str]:
+def _lineage(run: Run, ledger: Ledger, left: Doomed) -> Iterator[str]:
     try:
         ledger.check()
     except LedgerError as error:
         yield f"The ledger is damaged: {error}"
-    left = doomed(run, forgotten_ids(run, ledger))
     if left.names:
         kinds = ", ".join(f"{len(names)} {kind}" for kind, names in left.kinds.items())
         yield f"The store holds {kinds} made from forgotten examples, first {left.names[0]}: run unlearn flush."
@@ -90,8 +90,8 @@ def _lineage(run: Run, ledger: Ledger) -> Iterator[str]:
             yield f"The table {run.table(name).name} holds {back} examples that were forgotten."
 
 
-def _held_notes(run: Run, ledger: Ledger) -> Iterator[str]:
-    for owner, names in doomed(run, forgotten_ids(run, ledger)).held_by_others.items():
+def _held_notes(left: Doomed) -> Iterator[str]:
+    for owner, names in left.held_by_others.items():
         yield (
             f"{len(names)} artefacts made from forgotten examples belong to another run, {owner}: "
             f"unlearn them there too, `fairsisa unlearn run={owner} ...`."
@@ -100,8 +100,11 @@ def _held_notes(run: Run, ledger: Ledger) -> Iterator[str]:
 
 def _disk(run: Run) -> Iterator[str]:
     store = run.store
-    for name, problem in store.verify().items():
-        yield f"Artefact {name} is damaged: {problem}"
+    for name in sorted(run.ensemble.names):
+        try:
+            store.check(name)
+        except (CorruptArtefactError, MissingArtefactError) as error:
+            yield f"What the run serves is damaged: {error}"
     for left in store.leftovers(older_than=0.0):
         yield f"The store holds a file of unfinished work, {left}: run `fairsisa store gc run={run.directory}`."
     current = {run.table(name) for name in ("examples", "partition")}

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytorch_lightning as pl
 import torch
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
 from pytorch_lightning.loggers.logger import Logger
-from pytorch_lightning.plugins.environments import LightningEnvironment
 
 from fairsisa.data.batches import training_batches
 from fairsisa.data.encoding import Inputs
