@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 WORKERS ?= 2
 
-.PHONY: quickstart test lint format bench clean
+.PHONY: quickstart test lint format bench soak clean
 .DELETE_ON_ERROR:
 
 quickstart: $(VENV)/installed ## install, train the quickstart experiment, print the path of its report
@@ -25,6 +25,10 @@ format: $(VENV)/installed ## mend style and formatting
 
 bench: $(VENV)/installed ## the benchmark tables of docs/performance.md
 	$(BIN)/python scripts/bench_training.py
+	$(BIN)/python scripts/bench_unlearning.py
+
+soak: $(VENV)/installed ## unlearn under 200 random kills, and compare with training from scratch
+	$(BIN)/python scripts/soak.py --kills 200 --seed 0
 
 clean: ## remove the environment and caches; runs stay
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -136,8 +136,6 @@ def check_examples(name: str, frame: pd.DataFrame, classes: Sequence[str]) -> No
     missing = [column for column in REQUIRED if column not in frame.columns]
     if missing:
         raise DataError(f"{name}: expected columns {', '.join(REQUIRED)}; {', '.join(missing)} not found.")
-    if frame.empty:
-        raise DataError(f"{name}: expected at least one example, got an empty table.")
     _check_ids(name, frame)
     _check_labels(name, frame, classes)
     bad = ~frame["split"].isin(SPLITS)
@@ -147,7 +145,7 @@ def check_examples(name: str, frame: pd.DataFrame, classes: Sequence[str]) -> No
 
 
 def require_trainable(examples: Examples) -> Examples:
-    """Return `examples`; a corpus must begin with two classes, though deletions may leave fewer.
+    """Return `examples`; a corpus must begin with two classes, though deletions may leave fewer, or no row at all.
 
     Raises:
         DataError: when the train split holds fewer than two classes.

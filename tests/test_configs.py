@@ -26,6 +26,7 @@ from fairsisa.settings import (
     ExecutionSettings,
     PathSettings,
     RunSettings,
+    StudySettings,
     plain,
     run_settings,
     settings_from,
@@ -35,7 +36,9 @@ FOLDER = config_folder()
 FILES = sorted(FOLDER.rglob("*.yaml"))
 NAMES = [str(path.relative_to(FOLDER)) for path in FILES]
 ROOTS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
-OPTIONS = [(group, name) for group, names in options().items() for name in names]
+OF_UNLEARN = ("request", "unlearning")
+OF_OTHERS = (*OF_UNLEARN, "study", "simulate")
+OPTIONS = [(group, name) for group, names in options().items() for name in names if group not in OF_OTHERS]
 OWN = {
     "own_text": ("data.path=mine.csv", "data.columns.text=comment", "data.columns.label=toxic"),
     "own_table": ("data.path=mine.csv", "data.columns.label=paid", "data.columns.numeric=[age]"),
@@ -76,9 +79,8 @@ def test_only_experiments_combine_groups(path):
 @pytest.mark.parametrize("root", ROOTS)
 def test_every_root_is_read_by_a_verb_and_has_defaults(root):
     assert root in {verb.root for verb in VERBS.values()}
-    assert [key for key, value in leaves(defaults_of(root)) if value == "???"] == (
-        ["run"] if root == "evaluate" else []
-    )
+    needs_run = root not in ("data", "plan", "simulate", "store", "store_gc", "train")
+    assert [key for key, value in leaves(defaults_of(root)) if value == "???"] == ["run"] * needs_run
 
 
 @pytest.mark.parametrize(("group", "name"), OPTIONS, ids=map("=".join, OPTIONS))
@@ -86,6 +88,27 @@ def test_every_option_composes_in_the_root_train(group, name):
     settings = settings_of(f"{group}={name}", *given_by_hand(group, name))
     if group in GROUPS and group in plain(settings) and name == "base":
         assert plain(settings)[group] == plain(GROUPS[group]())
+
+
+@pytest.mark.parametrize("group", OF_UNLEARN)
+def test_every_option_composes_in_the_root_unlearn(group):
+    assert options()[group] == ["base"]
+    config = compose("unlearn", ["run=x", f"{group}=base"])
+    assert config[group] == plain(settings_from(GROUPS[group], config[group], group)) == plain(GROUPS[group]())
+
+
+@pytest.mark.parametrize("name", [name for name in options()["experiment"] if name.startswith("deletions_")])
+def test_every_study_composes_in_the_root_simulate(name):
+    config = compose("simulate", [f"experiment={name}"])
+    asked = settings_from(StudySettings, config["study"], "study")
+    assert asked.patterns == ("uniform", "group", "label")
+    assert compose("simulate", [])["study"] == plain(StudySettings())
+
+
+@pytest.mark.parametrize("name", options()["simulate"])
+def test_every_simulation_composes_in_the_root_plan(name):
+    config = compose("plan", [f"simulate={name}"])["simulate"]
+    assert settings_from(GROUPS["simulate"], config, "simulate").distribution == ("uniform" if name == "base" else name)
 
 
 @pytest.mark.parametrize("name", options()["experiment"])
@@ -115,7 +138,7 @@ def test_a_yaml_states_only_what_differs_from_the_default(path):
     stated = {key: value for key, value in yaml.safe_load(path.read_text()).items() if key != "defaults"}
     assert set(stated) <= set(defaults)
     repeated = {key for key, value in stated.items() if value == defaults[key]}
-    assert repeated <= ({"strategy"} if path.stem == "uniform" else set())
+    assert repeated <= {"uniform": {"strategy", "distribution"}, "local": {"kind"}}.get(path.stem, set())
 
 
 @pytest.mark.parametrize("name", options()["logger"])

@@ -8,7 +8,26 @@ import sys
 import pytest
 
 HEAVY = ("torch", "transformers", "pytorch_lightning", "lightning")
-TARGETS = ("errors", "tables", "lineage", "fairness", "sisa.partition", "data.corpora")
+OF_SISA = (
+    "budget",
+    "certificate",
+    "condition",
+    "cost",
+    "formulas",
+    "keys",
+    "ledger",
+    "ledger_check",
+    "ledger_events",
+    "ledger_file",
+    "ledger_requests",
+    "membership",
+    "merkle",
+    "once",
+    "partition",
+    "retention",
+    "simulation",
+)
+TARGETS = ("errors", "tables", "lineage", "fairness", "data.corpora", *(f"sisa.{name}" for name in OF_SISA))
 PROBE = """
 import importlib, json, pkgutil, sys
 module = importlib.import_module(sys.argv[1])

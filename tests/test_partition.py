@@ -370,7 +370,7 @@ def test_risks_that_allow_no_such_cut_name_one_that_works():
         (lambda frame: frame.assign(shard=frame["shard"] + 1), "Expected shard < 2, got 2 for example 'e"),
         (lambda frame: frame.assign(slice=-1), "Expected slice < 2, got -1 for example 'e"),
         (lambda frame: pd.concat([frame, frame[:1]]), "Example 'e.*' is in the partition more than once"),
-        (lambda frame: frame.assign(subject_id="me"), "Subject 'me' is in more than one place"),
+        (lambda frame: frame.assign(subject_id="me"), "Subject 'me' is in more than one shard"),
     ],
 )
 def test_frames_that_are_no_partition_are_refused(change, message):

@@ -31,18 +31,19 @@ from fairsisa.settings import (
     PartitionSettings,
     PathSettings,
     RunSettings,
+    StorageSettings,
     TrainerSettings,
     plain,
 )
+from fairsisa.sisa.partition import Partition
 from fairsisa.sisa.training import SliceResult
 from fairsisa.store import Store
+from fairsisa.tables import Examples
 
 HERE = ExecutionSettings(num_workers=1)
 FILES = {
     "config.yaml",
     "environment.json",
-    "examples.parquet",
-    "partition.parquet",
     "ensemble.json",
     "training.csv",
     "curves.csv",
@@ -50,6 +51,7 @@ FILES = {
     "report.html",
     "report.md",
     "metrics.json",
+    "derived.json",
 }
 TABLE = RunSettings(
     seed=3,
@@ -108,6 +110,20 @@ class Trained:
         return float(rows["value"].item())
 
 
+def begin(
+    run: Run, settings: RunSettings, examples: Examples, partition: Partition, store: Path, environment: Any
+) -> None:
+    run.begin(
+        settings,
+        examples,
+        partition,
+        source=None,
+        store=str(store.resolve()),
+        storage=StorageSettings(),
+        environment=environment,
+    )
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     folder, events = tmp_path_factory.mktemp("runs"), list[Event]()
@@ -123,7 +139,7 @@ def small(tmp_path: Path) -> Path:
 
 def held_out(run: Run, split: str = "test") -> tuple[np.ndarray, pd.DataFrame]:
     """Return labels, and the scores of class 1 by example and constituent, read from the files alone."""
-    examples = pd.read_parquet(run.path("examples.parquet")).query("split == @split")
+    examples = pd.read_parquet(run.path("tables", "examples-0.parquet")).query("split == @split")
     table = pd.read_parquet(run.path("predictions.parquet")).query("split == @split")
     scores = table.pivot(index="example_id", columns="constituent", values="score:1").loc[examples["example_id"]]
     return examples["label"].to_numpy(), scores
@@ -134,6 +150,8 @@ def test_a_run_leaves_its_files(trained):
     assert found >= FILES
     assert not [name for name in found if name.endswith(".partial")]
     assert all(trained.run.path(name).stat().st_size > 0 for name in FILES)
+    tables = {path.name for path in trained.run.path("tables").iterdir()}
+    assert tables == {"examples-0.parquet", "partition-0.parquet"}
     assert len(trained.results) == 3 * 2 + 2
     assert [result.constituent for result in trained.results[-2:]] == ["baseline-whole", "baseline-fraction"]
 
@@ -344,12 +362,11 @@ def test_a_run_that_is_not_trained_cannot_be_evaluated(begun, tmp_path):
     if begun:
         settings = run_of(LOGISTIC)
         examples, partition = sampled(settings)
-        Run(tmp_path / "run").begin(
-            settings, examples, partition, source=None, store=tmp_path / "store", environment={"commands": []}
-        )
-    missing = r"ensemble\.json" if begun else r"config\.yaml"
-    with pytest.raises(RunError, match=rf"has no {missing}: train it first, `fairsisa train run="):
+        begin(Run(tmp_path / "run"), settings, examples, partition, tmp_path / "store", {"commands": []})
+    said = r"is not trained: run `fairsisa train run=.*` to its end"
+    with pytest.raises(RunError, match=said if begun else r"has no config\.yaml: train it first, `fairsisa train run="):
         evaluate(tmp_path)
+    assert Run(tmp_path / "run").exists is begun
 
 
 def test_deleted_predictions_are_made_again(small):
@@ -377,14 +394,8 @@ def test_an_emptied_shard_leaves_the_run_and_the_vote(small):
     source = Run(small / "run")
     partition = source.partition
     gone = [i for place in range(2) for i in partition.slice_ids(1, place)]
-    Run(small / "emptied").begin(
-        source.settings,
-        source.examples,
-        partition.without(gone),
-        source=None,
-        store=small / "store",
-        environment=source.environment,
-    )
+    emptied = partition.without(gone)
+    begin(Run(small / "emptied"), source.settings, source.examples, emptied, small / "store", source.environment)
     results = train(SMALL, small, run="emptied")
     assert [result.status for result in results] == ["reused", "reused", "empty", "empty", "reused", "reused"]
     report = evaluate(small, run="emptied")

@@ -73,7 +73,44 @@ BAD_VALUES = [
     ("evaluation", "num_replicates", 100_001, "nearest valid value is 100000"),
     ("evaluation", "level", 1.0, "nearest valid value is 0.999"),
     ("evaluation", "level", 0.4, "nearest valid value is 0.5"),
+    ("execution", "kind", "slurm", r"one of local, submitit, ray, got 'slurm'"),
     ("execution", "num_workers", 0, "nearest valid value is 1"),
+    ("execution", "max_retries", -1, "nearest valid value is 0"),
+    ("execution", "memory_gb", 0.0, "greater than 0.0"),
+    ("execution", "cluster", "pbs", r"one of auto, slurm, local, debug, got 'pbs'"),
+    ("execution", "timeout_minutes", 0, "nearest valid value is 1"),
+    ("study", "patterns", ["random"], "one of uniform, group, label"),
+    ("study", "patterns", ["label", "label"], "each pattern once"),
+    ("study", "patterns", ["group"], r"set study.sensitive_feature=\.\.\. too"),
+    ("study", "steps", [3, 1], "ascending"),
+    ("study", "steps", [0, 1], "whole numbers from 1"),
+    ("study", "repeats", 0, "nearest valid value is 1"),
+    ("simulate", "requests_per_day", 0.0, "greater than 0"),
+    ("simulate", "max_delay_days", math.inf, "finite"),
+    ("simulate", "max_bytes", 0, "nearest valid value is 1"),
+    ("simulate", "bytes_per_checkpoint", 0, "nearest valid value is 1"),
+    ("simulate", "examples_per_second", -1.0, "greater than 0"),
+    ("simulate", "num_examples", 20_000_000, "nearest valid value is 10000000"),
+    ("simulate", "max_epochs", 0.0, "greater than 0"),
+    ("simulate", "shards", [0], "nearest valid value is 1"),
+    ("simulate", "slices", [0], "nearest valid value is 1"),
+    ("simulate", "windows", [-1], "nearest valid value is 1"),
+    ("simulate", "distribution", "unifrm", "Did you mean 'uniform'"),
+    ("simulate", "group_share", 0.0, "greater than 0"),
+    ("simulate", "group_weight", 1.0, "at most 0.99"),
+    ("simulate", "risks", "gauss", "one of run, pareto, beta"),
+    ("simulate", "pareto_index", 0.0, "greater than 0"),
+    ("simulate", "beta_shape", [1.0], "to hold two numbers"),
+    ("simulate", "beta_shape", [0.0, 1.0], "greater than 0"),
+    ("simulate", "strategy", "stratified", "one of uniform, risk_aware"),
+    ("simulate", "num_trials", 9, "nearest valid value is 10"),
+    ("simulate", "seed", -1, "nearest valid value is 0"),
+    ("store", "retention", "lst", "Did you mean 'last'"),
+    ("store", "retention", "optimal", r"set store\.max_bytes=\.\.\. too"),
+    ("store", "keep_last", 0, "nearest valid value is 1"),
+    ("store", "max_bytes", 0, "nearest valid value is 1"),
+    ("request", "unknown", "skipp", "Did you mean 'skip'"),
+    ("unlearning", "verify", "repley", "Did you mean 'replay'"),
 ]
 
 
@@ -148,7 +185,8 @@ def test_an_unknown_group_is_answered_with_the_nearest(wrong, right):
 
 
 def test_a_key_close_to_none_is_answered_with_all():
-    with pytest.raises(ConfigError, match=r"Unknown setting execution\.xyz\. Known: num_workers\."):
+    known = "account, address, .*, num_workers, partition, timeout_minutes"
+    with pytest.raises(ConfigError, match=rf"Unknown setting execution\.xyz\. Known: {known}\."):
         settings_from(GROUPS["execution"], {"xyz": 1}, "execution")
     with pytest.raises(ConfigError, match=r"Unknown setting q\. Known: a, b\."):
         refuse_unknown("", {"q": 1}, ("b", "a"))
@@ -177,6 +215,8 @@ def test_a_value_out_of_range_is_refused_with_a_cure(group, name, value, cure):
 
 def test_every_checked_field_has_a_bad_value():
     unchecked = {"base", "revision", "architecture", "shape", "freeze_embeddings", "lora_targets", "slice_epochs"}
+    unchecked |= {"account", "address", "partition", "keys", "group", "label", "out"}
+    unchecked |= {"ids", "subjects", "file", "where", "reason", "degraded", "membership", "evaluate"}
     unchecked |= {"sensitive_feature", "sensitive_features", "headline_features", "root", "store", "cache", "data"}
     assert {(group, name) for group, name, _, _ in BAD_VALUES} == {
         (group, name) for group, name in FIELDS if name not in unchecked

@@ -179,7 +179,7 @@ def same_end(outcome: Outcome, reference: Outcome) -> None:
     store = Store(outcome.root / "store")
     assert store.verify() == {}
     assert digests_of(store.root, None) == digests_of(reference.root / "store", None)
-    for name in ("ensemble.json", "predictions.parquet", "partition.parquet", "examples.parquet"):
+    for name in ("ensemble.json", "predictions.parquet", "tables/partition-0.parquet", "tables/examples-0.parquet"):
         assert (outcome.root / "run" / name).read_bytes() == (reference.root / "run" / name).read_bytes()
     for name in ("report.html", "report.md", "metrics.json", "training.csv", "curves.csv"):
         assert (outcome.root / "run" / name).stat().st_size > 0

@@ -29,9 +29,9 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "verbs.evaluate", "evaluate", "Measure a trained run again.", "fairsisa evaluate run=runs/my-run"
         ),
         "plan": Verb(
-            "forgetting.plan",
+            "planning.plan",
             "plan",
-            "Say what a deletion would touch and cost, and touch nothing.",
+            "Say what a deletion would touch and cost, or (simulate=...) which partition suits; touch nothing.",
             "fairsisa plan run=runs/my-run request.ids=[a17,b4]",
         ),
         "unlearn": Verb(
@@ -45,6 +45,12 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "flush",
             "Execute all requests that wait, at once.",
             "fairsisa unlearn flush run=runs/my-run",
+        ),
+        "simulate": Verb(
+            "studying.simulate",
+            "simulate",
+            "Study deletions: forget step by step, and measure accuracy, fairness and cost beside retraining.",
+            "fairsisa simulate experiment=deletions_quickstart",
         ),
         "add": Verb(
             "forgetting.add",

@@ -26,8 +26,9 @@ ALLOWED_TARGETS = frozenset(
     }
 )
 """The only classes a config may name: what is instantiated decides what code runs."""
-FREE_TEXT = ("request.where", "request.reason")
-"""Settings whose values need no quotes of Hydra's own."""
+FREE_TEXT = ("request.where", "request.reason", "id")
+ID_LISTS = ("request.ids", "request.subjects")
+"""Settings whose values need no quotes of Hydra's own; an id such as 007 or 1e5 is text."""
 
 
 def compose(root: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -55,17 +56,27 @@ def compose(root: str, overrides: Sequence[str]) -> dict[str, Any]:
             raise
         except (HydraException, OmegaConfBaseException, ValueError) as error:
             known = plain_config(hydra.compose(config_name=root), missing_is_error=False)
+            chosen = _choices(overrides, known)
+            known = plain_config(hydra.compose(config_name=root, overrides=chosen), missing_is_error=False)
             raise ConfigError(_explained(error, overrides, known)) from error
 
 
 def _quoted(override: str) -> str:
     """Return an override whose value is a person's own words as Hydra reads it, whatever characters they hold."""
     key, _, value = override.partition("=")
+    if key in ID_LISTS and value[:1] == "[" and value[-1:] == "]" and not set(value) & set("'\"\\"):
+        return f"{key}=[{','.join(_in_quotes(item.strip()) for item in value[1:-1].split(',') if item.strip())}]"
     wrapped = len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" and value[0] not in value[1:-1]
     if key not in FREE_TEXT or value == "null" or wrapped:
         return override
-    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), value)
-    return f'{key}="{escaped}"'
+    return f"{key}={_in_quotes(value)}"
+
+
+def _in_quotes(text: str) -> str:
+    """Return text between quotes, so that neither Hydra nor OmegaConf sees more in it than text."""
+    text = re.sub(r"(\\*)(\$\{)", lambda found: 2 * found[1] + "\\" + found[2], text)
+    escaped = re.sub(r'(\\*)("|$)', lambda found: 2 * found[1] + found[2].replace('"', '\\"'), text)
+    return f'"{escaped}"'
 
 
 def defaults_of(root: str) -> dict[str, Any]:
@@ -156,6 +167,13 @@ def _made_logger(name: str, values: dict[str, Any], run: Path) -> Any:
         raise ConfigError(f"logger.{name} does not take these settings: {error}") from error
 
 
+def _choices(overrides: Sequence[str], known: Mapping[str, Any]) -> list[str]:
+    """Return the overrides that choose an option of a group: they decide which keys there are."""
+    groups = options()
+    words = [override.partition("=") for override in overrides]
+    return ["".join(word) for word in words if word[0] in known and word[2] in groups.get(word[0], ())]
+
+
 def _explained(error: Exception, overrides: Sequence[str], known: Mapping[str, Any]) -> str:
     if isinstance(error, OverrideParseException):
         key, _, value = error.override.partition("=")
@@ -164,6 +182,9 @@ def _explained(error: Exception, overrides: Sequence[str], known: Mapping[str, A
     for override in overrides:
         key, _, value = override.lstrip("+~").partition("=")
         nothing = value == "null" and key == "experiment"
+        group, _, rest = key.partition(".")
+        if rest and group in groups and known.get(group, "") is None:
+            return f"{key} acts on what {group}=... chooses: give {group}={' or '.join(groups[group])} too."
         if key in groups and value and not value.startswith(("[", "{")) and not nothing and value not in groups[key]:
             return f"Unknown {key} {value!r}.{nearest(value, groups[key])}"
         if key not in keys and key not in groups and not override.startswith("+"):

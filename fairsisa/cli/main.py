@@ -14,7 +14,7 @@ from fairsisa.cli.composing import compose, defaults_of, leaves, options
 from fairsisa.cli.printing import print_rows, say
 from fairsisa.cli.sweeping import FLAGS, sweep
 from fairsisa.errors import ConfigError, FairsisaError
-from fairsisa.settings import nearest
+from fairsisa.settings import GROUPS, nearest, plain
 
 HELP = frozenset({"-h", "--help", "help"})
 
@@ -90,4 +90,8 @@ def _help(verb: Verb) -> None:
     say("\nSet one by one, shown with their defaults (??? is for you to give):")
     for key, value in leaves(config):
         say(f"  {key}={'null' if value is None else value}")
+    for group in (name for name in groups if config.get(name, "") is None):
+        say(f"\nAnd with {group}=...:")
+        for key, value in leaves({group: plain(GROUPS[group]())}):
+            say(f"  {key}={'null' if value is None else value}")
     say(f"\nSweep with -m and commas, e.g. {verb.example.split(' run=', maxsplit=1)[0]} -m seed=0,1,2")

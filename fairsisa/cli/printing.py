@@ -11,7 +11,7 @@ from rich.table import Table
 
 def say(line: str, *, error: bool = False) -> None:
     """Print one line as it is."""
-    Console(stderr=error, soft_wrap=True).print(escape(line), highlight=False)
+    Console(stderr=error, soft_wrap=True, emoji=False).print(escape(line), highlight=False)
 
 
 def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
@@ -21,4 +21,4 @@ def print_rows(rows: Sequence[Mapping[str, str]]) -> None:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(value)) for value in row.values()))
-    Console().print(table)
+    Console(emoji=False).print(table)

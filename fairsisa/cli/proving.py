@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fairsisa.cli.printing import print_rows, say
+from fairsisa.cli.reading import execution_of, paths_of
 from fairsisa.cli.verbs import progress
 from fairsisa.errors import RequestError, RunError, VerificationError
 from fairsisa.runs.directory import LEDGER, Run
@@ -16,7 +17,7 @@ from fairsisa.runs.doctor import examine
 from fairsisa.runs.making import Workplace
 from fairsisa.runs.requests import keys_folder
 from fairsisa.runs.verifying import verify_run
-from fairsisa.settings import ExecutionSettings, PathSettings, one_of, settings_from
+from fairsisa.settings import one_of
 from fairsisa.sisa.certificate import decode
 from fairsisa.sisa.ledger import Head, Ledger
 
@@ -28,7 +29,7 @@ def ledger(config: Config, overrides: Sequence[str]) -> None:
     one_of("format", config["format"], ("table", "json"))
     found = _open(config)
     found.check()
-    asked = None if config["request"] is None else str(config["request"])
+    asked = None if config["id"] is None else str(config["id"])
     rows = _requests(found) if asked is None else _events(found, asked)
     if config["format"] == "json":
         say(json.dumps({"ledger": found.ledger_id, "head": asdict(found.head), "rows": rows}, indent=1))
@@ -44,8 +45,8 @@ def verify(config: Config, overrides: Sequence[str]) -> None:
     if config["certificate"] is not None:
         _verify_certificate(Path(str(config["certificate"])).expanduser(), found)
         return
-    execution = settings_from(ExecutionSettings, config["execution"], "execution")
-    with progress(run.settings, run.num_slices) as show:
+    execution = execution_of(config)
+    with run.locked("do so later"), progress(run.settings, run.num_slices) as show:
         place = Workplace(run, run.settings, execution, show)
         result = verify_run(place, found, level=str(config["level"]), scope=str(config["scope"]))
     for note in result.notes:
@@ -65,7 +66,7 @@ def doctor(config: Config, overrides: Sequence[str]) -> None:
     run = Run(config["run"])
     if not run.exists:
         raise RunError(f"{run.directory} holds no run: name the folder that `fairsisa train` printed.")
-    complaints = examine(run, keys=keys_folder(settings_from(PathSettings, config["paths"], "paths")))
+    complaints = examine(run, keys=keys_folder(paths_of(config)))
     rows = [
         {
             "": "problem" if complaint.is_problem else "note",
@@ -84,7 +85,7 @@ def doctor(config: Config, overrides: Sequence[str]) -> None:
 
 
 def _open(config: Config) -> Ledger:
-    run, paths = Run(config["run"]), settings_from(PathSettings, config["paths"], "paths")
+    run, paths = Run(config["run"]), paths_of(config)
     if not run.path(LEDGER).is_file():
         raise RequestError(f"{run.directory} has no ledger: no request was ever received there.")
     return Ledger.open(run.path(LEDGER), keys_folder(paths))

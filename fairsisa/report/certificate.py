@@ -54,6 +54,7 @@ def headline(certificate: Certificate) -> list[str]:
     return [
         f"{_were(certificate.num_deleted, 'example')} removed{_retrained(certificate)}",
         *([f"{_were(purged, 'artefact')} made from them and deleted from disk."] if purged else []),
+        *([_together_sentence(certificate)] if certificate.num_requests > 1 else []),
         *([f"{_were(held, 'artefact')} kept: other runs still claim what was made from the examples."] if held else []),
         LEVEL_WORDS[certificate.level],
         *([_environment_sentence(certificate)] if certificate.constituents else []),
@@ -79,6 +80,13 @@ def _environment_sentence(certificate: Certificate) -> str:
         )
     return (
         "Retraining ran in another numeric environment than the original training: results are not comparable by bits."
+    )
+
+
+def _together_sentence(certificate: Certificate) -> str:
+    return (
+        f"{certificate.num_requests:,} requests were executed together: times, costs and deleted artefacts are those "
+        "of all of them."
     )
 
 

@@ -16,6 +16,7 @@ from fairsisa.report.content import RunReport
 from fairsisa.runs.assembly import assemble
 from fairsisa.runs.directory import LEDGER, Run
 from fairsisa.runs.evaluating import can_be_measured, evaluate_run
+from fairsisa.runs.keeping import retain
 from fairsisa.runs.making import Workplace, publishable, settle, train_missing
 from fairsisa.settings import ExecutionSettings
 from fairsisa.sisa.ledger import Ledger
@@ -42,9 +43,10 @@ def add_examples(
     """
     with run.locked():
         run.require_trained()
+        run.mend()
         new = _unknown(run.examples, new)
         _refuse_forgotten(run, new, keys)
-        examples, partition = joined(run.examples, new), run.partition
+        examples, partition = joined(run.examples, new) if len(new) else run.examples, run.partition
         if (new.frame["split"] == TRAIN).any():
             partition = partition.with_slice(examples)
         place = Workplace(run, run.settings, execution, on_event)
@@ -52,9 +54,11 @@ def add_examples(
         assembly = assemble(run.settings, examples, partition, run.store.location, baselines=baselines)
         run.store.claim(run.directory, assembly.names | run.ensemble.names)
         results = train_missing(assembly, place)
-        run.publish(publishable(assembly, place), examples, partition)
+        tables = (examples, partition) if len(new) else (None, None)
+        run.publish(publishable(assembly, place), *tables)
         settle(place, assembly, results)
         run.prune()
+        retain(run)
     return evaluate_run(run, execution=execution, on_event=on_event) if evaluate and can_be_measured(run) else None
 
 

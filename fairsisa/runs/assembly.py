@@ -29,6 +29,7 @@ class Assembly:
     constituents: tuple[Chain, ...]
     baselines: tuple[Chain, ...]
     pad_id: int
+    store: str
 
     @property
     def chains(self) -> tuple[Chain, ...]:
@@ -133,4 +134,5 @@ def assemble(
             for name in (settings.evaluation.baselines if baselines is None else baselines)
         ),
         pad_id=0 if tokenizer is None else int(tokenizer.pad_token_id),
+        store=store,
     )

@@ -30,6 +30,7 @@ from fairsisa.sisa.certificate import (
 from fairsisa.sisa.ledger import Ledger, LedgerEvent, UnlearningRequest
 from fairsisa.sisa.membership import MembershipAuc, MembershipReport
 from fairsisa.sisa.merkle import merkle_root, prove_absences
+from fairsisa.store.durable import explained
 
 MOST_PROOFS = 100
 """Deleted examples whose absence a certificate proves one by one; the Merkle roots cover all."""
@@ -51,6 +52,12 @@ class History:
         """The plan: constituents by name, costs and counts; that of the first attempt, which found the examples."""
         plans = [event.detail for event in self.events if event.state == "planned"]
         return dict(next((plan for plan in plans if plan["num_examples"]), plans[0]))
+
+    @property
+    def own(self) -> Mapping[str, Any]:
+        """This request's part of the plan: how many examples it named, by split, and what had learnt from them."""
+        own: Mapping[str, Any] = self.planned["requests"][self.request.request_id]
+        return own
 
     @cached_property
     def made(self) -> dict[str, Mapping[str, Any]]:
@@ -104,7 +111,8 @@ def attest(place: Workplace, ledger: Ledger, request_ids: Sequence[str], level: 
         )
         text = encode(certificate, ledger.key)
         paths.append(run.write(f"{CERTIFICATES}/{request_id}.json", text.decode()))
-        write_certificate_page(run.path(CERTIFICATES, f"{request_id}.html"), certificate)
+        with explained(f"write the certificate of {request_id}"):
+            write_certificate_page(run.path(CERTIFICATES, f"{request_id}.html"), certificate)
         digest = hashlib.sha256(text).hexdigest()
         ledger.advance([request_id], "attested", {"certificate": digest, "level": level})
     return tuple(paths)
@@ -124,8 +132,9 @@ def _certificate(
         published_at=history.time("published"),
         purged_at=purged_at,
         attested_at=max(datetime.now(UTC).isoformat(timespec="microseconds"), purged_at),
-        num_examples=history.planned["num_examples"],
+        num_examples=history.own["num_examples"],
         num_skipped=request.num_skipped,
+        num_requests=len(history.planned["requests"]),
         num_constituents=settings.partition.num_shards,
         constituents=(),
         presentations_planned=history.planned["presentations"],
@@ -163,6 +172,8 @@ def _grown(run: Run, ledger: Ledger) -> dict[str, Grown]:
 def _constituents(history: History, grown: Mapping[str, Grown]) -> Iterable[ConstituentEvidence]:
     absent = sorted(history.request.example_hashes)[:MOST_PROOFS]
     for name, part in sorted(history.planned["constituents"].items(), key=_by_number):
+        if name not in history.own["constituents"]:
+            continue
         first, served = part["first_slice"], grown[name]
         proofs = prove_absences(served.leaves, absent) if served.leaves else ()
         yield ConstituentEvidence(

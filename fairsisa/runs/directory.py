@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
-from functools import partial
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from fairsisa.errors import DataError, RunError
+from fairsisa.errors import DataError, FairsisaError, RunError
 from fairsisa.settings import RunSettings, StorageSettings, plain, run_settings, settings_from
 from fairsisa.sisa.partition import Partition
 from fairsisa.store import Store
@@ -24,7 +26,7 @@ from fairsisa.store.durable import PARTIAL, delete, explained, make_folder, writ
 from fairsisa.tables import Examples, read_examples, write_examples
 
 CONFIG, ENSEMBLE, ENVIRONMENT = "config.yaml", "ensemble.json", "environment.json"
-LEDGER, TABLES = "ledger.sqlite", "tables"
+LEDGER, TABLES, REPLAY = "ledger.sqlite", "tables", ".replay-"
 UNTRAINED, DEGRADED, WHOLE = "untrained", "degraded", "whole"
 
 
@@ -35,7 +37,7 @@ class Ensemble:
     `checkpoints` and `baselines` map a constituent to the names of its checkpoints, in slice order; `predictions` maps
     a split and a constituent to the name of its scores. A constituent without predictions has left the vote. `status`
     is "whole"; "degraded" while constituents that a deletion touched are being retrained, and left out; or
-    "untrained". `generation` counts the changes of the run's tables.
+    "untrained". `generation` counts the changes of the run's tables, `tables` holds the SHA-256 of each.
     """
 
     checkpoints: Mapping[str, tuple[str, ...]]
@@ -43,6 +45,7 @@ class Ensemble:
     predictions: Mapping[str, Mapping[str, str]]
     status: str = WHOLE
     generation: int = 0
+    tables: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def chains(self) -> dict[str, tuple[str, ...]]:
@@ -74,12 +77,12 @@ class Run:
         """Whether a run was begun here."""
         return self.path(ENSEMBLE).is_file()
 
-    @property
+    @cached_property
     def store(self) -> Store:
         """The store that holds the run's artefacts."""
         return Store(self._config()["store"])
 
-    @property
+    @cached_property
     def settings(self) -> RunSettings:
         """The settings the run was begun with, resolved; they are read back, never composed again."""
         return run_settings(self._config()["settings"])
@@ -104,13 +107,13 @@ class Run:
     @property
     def partition(self) -> Partition:
         """The assignment of training subjects to shards and slices."""
-        table = self._current("partition", pq.read_table)
+        table = self.read_table("partition")
         return Partition.from_frame(table.to_pandas(), **json.loads((table.schema.metadata or {})[b"fairsisa"]))
 
     @property
     def num_slices(self) -> int:
         """The number of slices of each shard, those added later included."""
-        metadata = pq.read_schema(self.table("partition")).metadata or {}
+        metadata = self._current("partition", pq.read_schema).metadata or {}
         return int(json.loads(metadata[b"fairsisa"])["num_slices"])
 
     @property
@@ -129,17 +132,21 @@ class Run:
     @property
     def pointer(self) -> Ensemble:
         """What `ensemble.json` says, also before training has ended."""
-        values = json.loads(self._require(ENSEMBLE).read_text())
-        checkpoints, baselines = (
-            {name: tuple(steps) for name, steps in values[key].items()} for key in ("checkpoints", "baselines")
-        )
-        return Ensemble(checkpoints, baselines, values["predictions"], values["status"], values["generation"])
+        path = self._require(ENSEMBLE)
+        with intact(path):
+            values = json.loads(path.read_text(encoding="utf-8"))
+            checkpoints, baselines = (
+                {name: tuple(steps) for name, steps in values[key].items()} for key in ("checkpoints", "baselines")
+            )
+            rest = {key: values[key] for key in ("predictions", "status", "generation", "tables")}
+            return Ensemble(checkpoints, baselines, **rest)
 
     @property
     def environment(self) -> dict[str, Any]:
         """Versions, machine and command of the training that began the run."""
-        values: dict[str, Any] = json.loads(self._require(ENVIRONMENT).read_text())
-        return values
+        path = self._require(ENVIRONMENT)
+        with intact(path):
+            return dict(json.loads(path.read_text(encoding="utf-8")))
 
     def path(self, *parts: str) -> Path:
         """Return a path inside the run."""
@@ -150,6 +157,10 @@ class Run:
         number = self.pointer.generation if generation is None else generation
         return self.path(TABLES, f"{name}-{number}.parquet")
 
+    def read_table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """Return the current table of that name, or some of its columns, its bytes verified."""
+        return self._current(name, partial(pq.read_table, columns=columns))
+
     def begin(
         self,
         settings: RunSettings,
@@ -158,7 +169,6 @@ class Run:
         *,
         source: str | None,
         store: str,
-        storage: StorageSettings,
         environment: Mapping[str, Any],
     ) -> None:
         """Write down what the run is made from; the pointer comes last, so that a run that exists is whole.
@@ -167,7 +177,7 @@ class Run:
         """
         make_folder(self.directory)
         self.write(ENVIRONMENT, json.dumps(environment, indent=1))
-        config = {"store": store, "source": source, "storage": plain(storage), "settings": plain(settings)}
+        config = {"store": store, "source": source, "storage": plain(StorageSettings()), "settings": plain(settings)}
         self.write(CONFIG, yaml.safe_dump(config, sort_keys=False))
         self.publish(Ensemble({}, {}, {}, UNTRAINED), examples, partition)
 
@@ -182,19 +192,26 @@ class Run:
 
         Tables of former generations stay until `prune`.
         """
-        number = self.pointer.generation if self.exists else -1
+        number, digests = (self.pointer.generation, self.pointer.tables) if self.exists else (-1, {})
         if examples is not None and partition is not None:
             number += 1
             self._write_table("examples", number, partial(write_examples, examples))
             self._write_table("partition", number, partial(_write_partition, partition))
-        ensemble = replace(ensemble, generation=number)
+            digests = {name: file_digest(self.table(name, number)) for name in ("examples", "partition")}
+        ensemble = replace(ensemble, generation=number, tables=dict(digests))
         self.write(ENSEMBLE, json.dumps(asdict(ensemble), indent=1))
         return ensemble
+
+    def mend(self) -> None:
+        """Delete what is damaged of the artefacts that are served, so that it is found missing, and made again."""
+        self.store.mend(self.pointer.names)
 
     def prune(self) -> tuple[Path, ...]:
         """Delete the tables of other generations, and files of unfinished writes; return what was deleted."""
         keep = {self.table(name) for name in ("examples", "partition")}
         files = {*self.path(TABLES).glob("*"), *self.directory.rglob("*" + PARTIAL)} - keep
+        for folder in self.directory.glob(REPLAY + "*"):
+            shutil.rmtree(folder)
         return tuple(delete(sorted(path for path in files if path.is_file())))
 
     def write(self, name: str, text: str) -> Path:
@@ -226,8 +243,11 @@ class Run:
         """Read a table of the current generation, also when another command switches to the next one meanwhile."""
         path = self.table(name)
         try:
-            return read(path)
-        except (DataError, FileNotFoundError):
+            with intact(path):
+                if file_digest(path) != self.pointer.tables[name]:
+                    raise ValueError(f"its SHA-256 is not the one in {ENSEMBLE}")
+                return read(path)
+        except (DataError, RunError):
             if path == self.table(name):
                 raise
         return self._current(name, read)
@@ -240,8 +260,9 @@ class Run:
             _settle(path)
 
     def _config(self) -> dict[str, Any]:
-        config: dict[str, Any] = yaml.safe_load(self._require(CONFIG).read_text())
-        return config
+        path = self._require(CONFIG)
+        with intact(path):
+            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
 
     def _require(self, name: str) -> Path:
         path = self.path(name)
@@ -250,6 +271,23 @@ class Run:
                 f"{self.directory} has no {name}: train it first, `fairsisa train run={self.directory} ...`."
             )
         return path
+
+
+@contextmanager
+def intact(path: Path) -> Iterator[None]:
+    """Turn what reading a damaged file raises into a RunError that names it."""
+    try:
+        yield
+    except FairsisaError:
+        raise
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
+        raise RunError(f"{path} is damaged ({error}): restore it from a backup.") from error
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _write_partition(partition: Partition, path: Path) -> None:

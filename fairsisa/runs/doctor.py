@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
 
-from fairsisa.errors import FairsisaError
+from fairsisa.errors import FairsisaError, VerificationError
 from fairsisa.models.device import numeric_environment
 from fairsisa.runs.directory import DEGRADED, LEDGER, UNTRAINED, WHOLE, Run
 from fairsisa.runs.making import Workplace
 from fairsisa.runs.unlearning import UNDER_WAY
 from fairsisa.runs.verifying import CERTIFICATES, verify_run
 from fairsisa.settings import ExecutionSettings
+from fairsisa.sisa.certificate import decode
 from fairsisa.sisa.ledger import OPEN, Head, Ledger
 
 
@@ -35,7 +35,7 @@ def examine(run: Run, *, keys: Path) -> tuple[Complaint, ...]:
     for name, check in CHECKS.items():
         try:
             found += check(run, keys)
-        except (FairsisaError, OSError, ValueError, KeyError) as error:
+        except (FairsisaError, OSError, ValueError, KeyError, TypeError) as error:
             found.append(Complaint(name, str(error), "mend what it names, then run doctor again"))
     return tuple(found)
 
@@ -64,7 +64,9 @@ def _artefacts(run: Run, keys: Path) -> Iterator[Complaint]:
         yield Complaint("artefacts", f"{len(lost)} artefacts that are served are not in the store.", again)
     for name, problem in store.verify().items():
         if name in ensemble.names:
-            yield Complaint("artefacts", problem, "purged and trained again, it will be the same")
+            yield Complaint(
+                "artefacts", problem, "run the same train command again: it makes what is damaged, the same"
+            )
     last = [steps[-1] for steps in ensemble.chains.values() if steps]
     dropped = [name for name in last if name in records and not records[name].kept]
     if dropped and ensemble.status == WHOLE:
@@ -80,7 +82,7 @@ def _requests(run: Run, keys: Path) -> Iterator[Complaint]:
         yield Complaint("ledger", "No request was ever received.", is_problem=False)
         return
     ledger = Ledger.open(run.path(LEDGER), keys)
-    ledger.check(_heads(run))
+    yield from _certificates(run, ledger)
     states = [request.state for request in ledger.requests(*OPEN)]
     under_way, failed = sum(state in UNDER_WAY for state in states), states.count("failed")
     if under_way:
@@ -123,10 +125,16 @@ def _environment(run: Run, keys: Path) -> Iterator[Complaint]:
         )
 
 
-def _heads(run: Run) -> list[Head]:
-    """Return the ledger heads that the run's certificates quote."""
-    quoted = [json.loads(path.read_text()) for path in sorted(run.path(CERTIFICATES).glob("*.json"))]
-    return [Head(item["ledger_seq"], item["ledger_digest"]) for item in quoted]
+def _certificates(run: Run, ledger: Ledger) -> Iterator[Complaint]:
+    """Check every certificate's signature, and that the ledger still holds the head it quotes."""
+    heads = []
+    for path in sorted(run.path(CERTIFICATES).glob("*.json")):
+        try:
+            certificate = decode(path.read_bytes(), ledger.key)
+            heads.append(Head(certificate.ledger_seq, certificate.ledger_digest))
+        except VerificationError as error:
+            yield Complaint("certificates", f"{path.name}: {error}", "restore it from a backup")
+    ledger.check(heads)
 
 
 def _flush(run: Run) -> str:

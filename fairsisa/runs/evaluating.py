@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +19,7 @@ from fairsisa.fairness.predictors import HeldOut, Predictor, constituent_predict
 from fairsisa.report.content import Fact, RunReport
 from fairsisa.report.page import write_report
 from fairsisa.runs.assembly import assemble
-from fairsisa.runs.directory import ENSEMBLE, Ensemble, Run
+from fairsisa.runs.directory import ENSEMBLE, Ensemble, Run, file_digest
 from fairsisa.runs.making import Workplace, publishable
 from fairsisa.settings import AGGREGATIONS, EvaluationSettings, ExecutionSettings, RunSettings, plain
 from fairsisa.sisa.ensemble import aggregate, read_predictions
@@ -45,18 +43,21 @@ def evaluate_run(
         ConfigError: when `settings` ask for baselines that the run was not trained with.
     """
     with run.locked():
+        run.prune()  # of an attempt that was killed
         own = run.settings
         chosen = _chosen(run, settings)
         _require_votes(run)
         ensemble = _with_predictions(run, own, execution, on_event)
-        _write_predictions(run, ensemble)
+        with explained(f"write the predictions of {run.directory}"):
+            _write_predictions(run, ensemble)
         judged = _judged(run, chosen)
         predictions = _predictions(run, ensemble, TEST)
         bootstrap = Bootstrap(chosen.num_replicates, chosen.level, own.seed)
         predictors = _predictors(run, ensemble, chosen, own.seed)
         evaluation = evaluate(judged, predictors, predictions=predictions, bootstrap=bootstrap)
         report = _report(run, chosen, judged, predictors, evaluation)
-        write_report(run.directory, report)
+        with explained(f"write the report of {run.directory}"):
+            write_report(run.directory, report)
         run.write(DERIVED, json.dumps(derived(run), indent=1))
     return report
 
@@ -74,12 +75,6 @@ def forget_reports(run: Run) -> tuple[str, ...]:
     """Delete what was derived from the ensemble that is no longer served; return the names of the files."""
     with explained(f"delete reports of {run.directory}"):
         return tuple(path.name for path in delete(run.path(name) for name in (*REPORTS, DERIVED)))
-
-
-def file_digest(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _chosen(run: Run, settings: EvaluationSettings | None) -> EvaluationSettings:

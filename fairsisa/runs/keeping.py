@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from fairsisa.runs.directory import Run
+from fairsisa.settings import StorageSettings
 from fairsisa.sisa.budget import slice_epochs
 from fairsisa.sisa.retention import checkpoints_within, choose_checkpoints
 from fairsisa.store import Removal
 
 
-def retain(run: Run) -> Removal:
-    """Drop the checkpoints that the run's retention policy does not keep; return what was dropped.
+def retain(run: Run, storage: StorageSettings | None = None) -> Removal:
+    """Drop the checkpoints that a retention policy, by default the run's own, does not keep; return what was dropped.
 
     Only weights go: what is on record about a checkpoint stays, so that its descendants know all examples behind them.
     Checkpoints that another run claims stay too.
@@ -20,7 +20,7 @@ def retain(run: Run) -> Removal:
     Raises:
         ConfigError: when `max_bytes` cannot hold what the policy keeps; nothing was dropped.
     """
-    storage, store = run.storage, run.store
+    storage, store = storage or run.storage, run.store
     if storage.retention == "all" and storage.max_bytes is None:
         return Removal((), 0)
     names = [steps for _, steps in sorted(run.ensemble.checkpoints.items(), key=lambda item: _number(item[0]))]
@@ -42,7 +42,7 @@ def retain(run: Run) -> Removal:
 def slice_sizes(run: Run) -> np.ndarray:
     """Return how many examples each slice holds, int64, shape (num_shards, num_slices)."""
     num_shards, num_slices = run.settings.partition.num_shards, run.num_slices
-    table = pq.read_table(run.table("partition"), columns=["shard", "slice"])
+    table = run.read_table("partition", ["shard", "slice"])
     cells = table["shard"].to_numpy() * num_slices + table["slice"].to_numpy()
     return np.bincount(cells, minlength=num_shards * num_slices).reshape(num_shards, num_slices)
 

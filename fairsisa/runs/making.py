@@ -9,7 +9,6 @@ from typing import TypeVar
 from fairsisa.execution import Report, run_tasks
 from fairsisa.runs.assembly import HELD_OUT, Assembly
 from fairsisa.runs.directory import Ensemble, Run
-from fairsisa.runs.keeping import retain
 from fairsisa.runs.tables import training_tables
 from fairsisa.settings import ExecutionSettings, RunSettings
 from fairsisa.sisa.chain import Chain, features_lineage, plan_stages
@@ -51,7 +50,7 @@ class Workplace:
 
 def train_missing(assembly: Assembly, place: Workplace) -> list[SliceResult]:
     """Train the checkpoints that the store lacks, and nothing else; return a row for every slice of every chain."""
-    store = place.run.store
+    store = Store(assembly.store)
     tasks = assembly.shard_tasks()
     lacking = [task for task in tasks if _lacks(task, store)]
     wanted = {id(task.chain) for task in lacking}
@@ -82,13 +81,12 @@ def checkpoints(chains: Sequence[Chain]) -> dict[str, tuple[str, ...]]:
 
 
 def settle(place: Workplace, assembly: Assembly, results: Sequence[SliceResult]) -> None:
-    """Bring up to date what hangs on a published ensemble: the claim, the training tables, the checkpoints kept."""
+    """Bring up to date what hangs on a published ensemble: the claim, and the training tables."""
     run = place.run
     run.store.claim(run.directory, assembly.names)
     training, curves = training_tables(results)
     run.write("training.csv", training.to_csv(index=False))
     run.write("curves.csv", curves.to_csv(index=False))
-    retain(run)
 
 
 def _lacks(task: ShardTask, store: Store) -> bool:

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 
 from fairsisa.runs.directory import Ensemble, Run
 from fairsisa.runs.evaluating import REPORTS
@@ -96,7 +95,7 @@ def plan_deletion(run: Run, forget_ids: Collection[str]) -> Plan:
         RunError: when the run is not trained.
     """
     ensemble = run.ensemble
-    table = pq.read_table(run.table("examples"), columns=["example_id", "split"]).to_pandas()
+    table = run.read_table("examples", ["example_id", "split"]).to_pandas()
     hit = table[table["example_id"].isin(set(forget_ids))]
     left = table["split"].value_counts() - hit["split"].value_counts().reindex(table["split"].unique(), fill_value=0)
     constituents, full, emptied = _constituents(run, ensemble, forget_ids)
@@ -105,7 +104,7 @@ def plan_deletion(run: Run, forget_ids: Collection[str]) -> Plan:
         constituents=constituents,
         full_presentations=full,
         scores=_scores(ensemble, constituents, hit["split"].unique(), left, emptied),
-        examples_per_second=_speed(run),
+        examples_per_second=measured_speed(run),
         doomed=doomed(run, frozenset(hit["example_id"])),
         stale=tuple(name for name in REPORTS if run.path(name).is_file()),
         baselines=affected_baselines(ensemble, hit, constituents),
@@ -130,7 +129,7 @@ def _constituents(
     sizes, epochs = slice_sizes(run), planned_epochs(run)
     num_shards, num_slices = sizes.shape
     names = [f"shard-{shard}" for shard in range(num_shards)]
-    table = pq.read_table(run.table("partition"), columns=["example_id", "shard", "slice"])
+    table = run.read_table("partition", ["example_id", "shard", "slice"])
     removed = removed_counts(table, forget_ids, num_shards=num_shards, num_slices=num_slices)
     store = run.store
     kept = np.zeros(removed.shape, dtype=bool)
@@ -171,7 +170,8 @@ def _scores(
     return pairs
 
 
-def _speed(run: Run) -> float | None:
+def measured_speed(run: Run) -> float | None:
+    """Return how many examples a second one core was shown in the run's training; None when there is no record."""
     path = run.path("training.csv")
     if not path.is_file():
         return None

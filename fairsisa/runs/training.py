@@ -15,7 +15,8 @@ from fairsisa.errors import RunError
 from fairsisa.execution import Report
 from fairsisa.models.device import numeric_environment
 from fairsisa.runs.assembly import assemble, resolve
-from fairsisa.runs.directory import Run
+from fairsisa.runs.directory import ENSEMBLE, LEDGER, Run
+from fairsisa.runs.keeping import retain
 from fairsisa.runs.making import Workplace, publishable, settle, train_missing
 from fairsisa.settings import ExecutionSettings, PathSettings, RunSettings, StorageSettings, plain
 from fairsisa.sisa.partition import Partition, partition_examples
@@ -46,11 +47,11 @@ def train_run(
     """
     settings = resolve(settings)
     with run.locked():
+        _refuse_lost(run)
         if run.exists:
             _require_same(run, settings)
+            run.mend()
             examples, partition = run.examples, run.partition
-            if storage not in (None, run.storage):
-                run.keep(storage)
         else:
             examples = load_corpus(settings.data, root=data_root(paths), cache=Path(paths.cache).expanduser())
             require_trainable(examples)
@@ -63,7 +64,6 @@ def train_run(
                 partition,
                 source=source_digest(settings.data),
                 store=store_of(paths).location,
-                storage=storage or StorageSettings(),
                 environment=environment,
             )
         assembly = assemble(settings, examples, partition, run.store.location)
@@ -72,6 +72,9 @@ def train_run(
         results = train_missing(assembly, place)
         run.publish(publishable(assembly, place))
         settle(place, assembly, results)
+        retain(run, storage)
+        if storage is not None:
+            run.keep(storage)
     return results
 
 
@@ -121,6 +124,15 @@ def data_root(paths: PathSettings) -> Path | None:
     if not root.is_dir():
         raise RunError(f"Expected a folder of data sets at {root} (paths.data or FAIRSISA_DATA); there is none.")
     return root
+
+
+def _refuse_lost(run: Run) -> None:
+    """Raise RunError when a run with a ledger lost its pointer: begun anew, who was forgotten would be back."""
+    if run.path(LEDGER).exists() and not run.exists:
+        raise RunError(
+            f"{run.directory} has a ledger of requests but no {ENSEMBLE}: restore that from a backup. Training anew "
+            "would bring back who was forgotten; choose another run= if you mean to."
+        )
 
 
 def _require_same(run: Run, settings: RunSettings) -> None:

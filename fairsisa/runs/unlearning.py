@@ -17,11 +17,12 @@ from fairsisa.runs.assembly import Assembly, assemble
 from fairsisa.runs.attesting import attest
 from fairsisa.runs.directory import DEGRADED, Run
 from fairsisa.runs.evaluating import DERIVED, can_be_measured, evaluate_run, forget_reports
+from fairsisa.runs.keeping import retain
 from fairsisa.runs.making import JOBS, Workplace, publishable, settle, train_missing
 from fairsisa.runs.membership import attack, members_of
 from fairsisa.runs.planning import Plan, plan_deletion
 from fairsisa.runs.requests import begin_ledger, receive_request
-from fairsisa.runs.tracing import Doomed, doomed, forgotten_ids
+from fairsisa.runs.tracing import Doomed, doomed, forgotten_ids, recognised, settle_leftovers, shares
 from fairsisa.runs.verifying import LOGS
 from fairsisa.settings import ExecutionSettings, RequestSettings, UnlearningSettings
 from fairsisa.sisa.chain import plan_stages
@@ -112,10 +113,13 @@ def _execute(place: Workplace, ledger: Ledger, chosen: Collection[str], settings
     later = f"run `fairsisa unlearn flush run={run.directory}` later: the request is in the ledger"
     with run.locked(later):
         clear_leftovers(run.path(JOBS))  # jobs of a killed command might yet put what the examples made
+        run.mend()
         waiting = ledger.requests(*OPEN)
         interrupted = [request for request in waiting if request.state in UNDER_WAY]
         fresh = [request for request in waiting if request.state not in UNDER_WAY and request.request_id in chosen]
         pages = [page for batch in (interrupted, fresh) if batch for page in _carry_out(place, ledger, settings, batch)]
+        if pages:
+            retain(run)
     report = None
     if settings.evaluate and (pages or not run.path(DERIVED).is_file()) and can_be_measured(run):
         report = evaluate_run(run, execution=place.execution, on_event=place.on_event)
@@ -130,7 +134,7 @@ def _carry_out(
     step = min(STEPS.get(request.state, 0) for request in batch)
     try:
         if step < STEPS["published"]:
-            _replace(work, _recognised(work, batch), begin=step < STEPS["planned"])
+            _replace(work, batch, begin=step < STEPS["planned"])
         if step < STEPS["purged"]:
             _purge(place.run, doomed(place.run, forgotten_ids(place.run, ledger)))
             work.note("purged", {})
@@ -141,23 +145,15 @@ def _carry_out(
         raise
 
 
-def _recognised(work: Work, batch: Sequence[UnlearningRequest]) -> frozenset[str]:
-    """Return the ids in the run's tables that the requests name; none once the tables were switched."""
-    wanted = frozenset[str]().union(*(request.example_hashes for request in batch))
-    present = work.run.examples.example_ids
-    hidden = work.ledger.key.hide_all("example", present)
-    return frozenset(example for example, name in zip(present, hidden, strict=True) if name in wanted)
-
-
-def _replace(work: Work, forget: frozenset[str], *, begin: bool) -> None:
+def _replace(work: Work, batch: Sequence[UnlearningRequest], *, begin: bool) -> None:
     """Train what the deletion changes, and switch to it."""
-    run = work.run
+    run, forget = work.run, recognised(work.run, work.ledger, batch)
     served, plan = run.ensemble, plan_deletion(run, forget)
     before = _assembled(run, (), served.baselines) if work.settings.membership and plan.constituents else None
     members = {} if before is None else members_of(before, forget)
     if begin:
         seen = None if before is None else attack(run, before, before, members, served.predictions[TEST])
-        work.note("planned", plan.evidence() | {"membership": seen})
+        work.note("planned", plan.evidence() | {"requests": shares(run, work.ledger, batch), "membership": seen})
     kept = [name for name in served.baselines if name not in plan.baselines]
     degraded = work.settings.degraded and bool(forget)
     if degraded:
@@ -232,7 +228,7 @@ def _purge(run: Run, going: Doomed) -> None:
     """Delete all that was made from forgotten examples: artefacts, unfinished files, old tables, reports and logs."""
     spared = frozenset[str]().union(*map(frozenset, going.held_by_others.values()))
     run.store.purge(going.names, spare=spared)
-    run.store.sweep(older_than=0.0)
+    settle_leftovers(run)
     run.prune()
     forget_reports(run)
     with explained(f"delete logs of {run.directory}"):

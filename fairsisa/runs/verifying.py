@@ -9,14 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from fairsisa.errors import CorruptArtefactError, LedgerError, MissingArtefactError
 from fairsisa.runs.assembly import Assembly, assemble
-from fairsisa.runs.directory import CONFIG, ENSEMBLE, ENVIRONMENT, LEDGER, TABLES, Run
+from fairsisa.runs.directory import CONFIG, ENSEMBLE, ENVIRONMENT, LEDGER, REPLAY, TABLES, Run
 from fairsisa.runs.evaluating import DERIVED, derived
 from fairsisa.runs.making import JOBS, Workplace, train_missing
-from fairsisa.runs.tracing import Doomed, doomed, forgotten_ids
+from fairsisa.runs.tracing import Doomed, doomed, forgotten_ids, grace
 from fairsisa.settings import LEVELS, one_of
 from fairsisa.sisa.chain import Chain, plan_stages
 from fairsisa.sisa.ledger import Ledger
@@ -84,7 +83,7 @@ def _lineage(run: Run, ledger: Ledger, left: Doomed) -> Iterator[str]:
         yield f"The store holds {kinds} made from forgotten examples, first {left.names[0]}: run unlearn flush."
     done = ledger.hashes("published", "purged", "attested")
     for name in ("examples", "partition"):
-        ids = pq.read_table(run.table(name), columns=["example_id"])["example_id"].to_pylist()
+        ids = run.read_table(name, ["example_id"])["example_id"].to_pylist()
         back = sum(hidden in done for hidden in ledger.key.hide_all("example", ids)) if done else 0
         if back:
             yield f"The table {run.table(name).name} holds {back} examples that were forgotten."
@@ -105,7 +104,7 @@ def _disk(run: Run) -> Iterator[str]:
             store.check(name)
         except (CorruptArtefactError, MissingArtefactError) as error:
             yield f"What the run serves is damaged: {error}"
-    for left in store.leftovers(older_than=0.0):
+    for left in store.leftovers(older_than=grace(run)):
         yield f"The store holds a file of unfinished work, {left}: run `fairsisa store gc run={run.directory}`."
     current = {run.table(name) for name in ("examples", "partition")}
     for path in sorted(run.path(TABLES).glob("*")):
@@ -120,8 +119,11 @@ def _disk(run: Run) -> Iterator[str]:
 
 def _stale(run: Run) -> Iterator[str]:
     now, path = derived(run), run.path(DERIVED)
-    said = json.loads(path.read_text()) if path.is_file() else {"files": {}}
-    if said != now and (said["files"] or now["files"]):
+    try:
+        same = json.loads(path.read_text()) == now if path.is_file() else not now["files"]
+    except ValueError:
+        same = False
+    if not same:
         yield f"Reports are not those of the ensemble that is served: run `fairsisa evaluate run={run.directory}`."
     if run.path(TRAINING).is_file():
         unknown = set(pd.read_csv(run.path(TRAINING))["checkpoint"]) - run.ensemble.names
@@ -145,7 +147,8 @@ def _replay(place: Workplace, ledger: Ledger, scope: str) -> tuple[int, int, lis
     run, store = place.run, place.run.store
     first = affected_slices(ledger) if scope == "affected" else None
     baselines = [] if first is not None else [name.removeprefix("baseline-") for name in run.ensemble.baselines]
-    with tempfile.TemporaryDirectory(prefix="fairsisa-replay-") as folder:
+    run.prune()  # of a replay that was killed
+    with tempfile.TemporaryDirectory(prefix=REPLAY, dir=run.directory.resolve()) as folder:
         elsewhere = Store(folder)
         assembly = assemble(place.settings, run.examples, run.partition, elsewhere.location, baselines=baselines)
         chosen = [chain for chain in assembly.constituents if first is None or chain.constituent in first]

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
+from math import prod
 
 import numpy as np
 import pandas as pd
 
+from fairsisa.errors import ConfigError
 from fairsisa.settings import TrainerSettings, in_range
 from fairsisa.sisa import formulas
 from fairsisa.sisa.budget import slice_epochs
@@ -77,17 +79,28 @@ def advise(
     shard's first slice. Accuracy is not considered: it falls with the number of shards, so offer only candidates whose
     accuracy will do.
 
+    Candidates whose slices would hold fewer than two examples, or whose window takes more than half of those that can
+    be asked for, are left out.
+
     Raises:
-        ConfigError: when there are more slices than examples.
+        ConfigError: when no candidate is left.
         PartitionError: when the risks allow no such number of shards.
     """
     rows = []
-    for num_shards, num_slices in product(sorted(set(shards)), sorted(set(slices))):
+    askable = needs.num_examples if risks is None else int(np.count_nonzero(risks))
+    cells = [cell for cell in product(sorted(set(shards)), sorted(set(slices))) if 2 * prod(cell) <= needs.num_examples]
+    windows = [window for window in sorted(set(windows)) if 2 * window <= askable]
+    if not (cells and windows):
+        raise ConfigError(
+            f"Expected a candidate with two examples a slice and windows of at most half of the {askable:,} examples "
+            "that can be asked for, got none: name fewer shards or slices, or smaller windows."
+        )
+    for num_shards, num_slices in cells:
         world = deal_examples(
             needs.num_examples, num_shards=num_shards, num_slices=num_slices, risks=risks, strategy=strategy, seed=seed
         )
-        kept = _kept_within(world, needs)
-        for window in sorted(set(windows)):
+        kept = kept_within(world, needs)
+        for window in windows:
             cost, method = _window_cost(world, needs, kept, window, (num_trials, seed))
             rows.append(_candidate(world, needs, kept, window, cost) | {"method": method})
     table = pd.DataFrame(rows)
@@ -96,12 +109,29 @@ def advise(
     return Advice(order)
 
 
+def limits(needs: Needs) -> tuple[tuple[str, float, str], ...]:
+    """Return (column of the candidates, the most that is allowed, its unit) of each limit that there is."""
+    cores = float(SECONDS_PER_DAY * needs.num_cores)
+    bounds = (
+        ("delay_days", needs.max_delay_days, "days of delay"),
+        ("core_seconds_per_day", cores, "core-seconds a day"),
+    )
+    if needs.max_bytes is None:
+        return bounds
+    return (("storage_bytes", float(needs.max_bytes), "bytes of checkpoints"), *bounds)
+
+
+def amount(value: float) -> str:
+    """Return a number as people read it: whole from a thousand on, else with six digits."""
+    return f"{value:,.0f}" if value >= 1_000 else f"{value:.6g}"
+
+
 def _epochs(needs: Needs, num_slices: int) -> tuple[float, ...]:
     return slice_epochs(TrainerSettings(max_epochs=needs.max_epochs), num_slices)
 
 
-def _kept_within(world: World, needs: Needs) -> np.ndarray:
-    """Return which checkpoints to keep: those that fit, but never fewer than one a shard."""
+def kept_within(world: World, needs: Needs) -> np.ndarray:
+    """Return which checkpoints to keep, bool, shape (S, R): those that fit, but never fewer than one a shard."""
     num_shards, num_slices = world.sizes.shape
     room = world.sizes.size if needs.max_bytes is None else needs.max_bytes // needs.bytes_per_checkpoint
     if room >= world.sizes.size:
@@ -160,12 +190,7 @@ def _candidate(world: World, needs: Needs, kept: np.ndarray, window: int, cost: 
 
 
 def _obstacles(needs: Needs, found: dict[str, object]) -> Iterator[str]:
-    checks = (
-        ("storage_bytes", needs.max_bytes, "bytes of checkpoints"),
-        ("delay_days", needs.max_delay_days, "days of delay"),
-        ("core_seconds_per_day", SECONDS_PER_DAY * needs.num_cores, "core-seconds a day"),
-    )
-    for name, most, unit in checks:
+    for name, most, unit in limits(needs):
         value = found[name]
-        if most is not None and isinstance(value, int | float) and value > most:
-            yield f"needs {value:,.6g} {unit}, at most {most:,.6g} allowed"
+        if isinstance(value, int | float) and value > most:
+            yield f"needs {amount(value)} {unit}, at most {amount(most)} allowed"

@@ -111,6 +111,9 @@ class PurgedKind:
 class Certificate:
     """What was done about one unlearning request, and how it was checked; see `LIMITS` for what it cannot say.
 
+    `num_requests` were executed together: costs and purged artefacts are those of all of them, `constituents` those
+    that had learnt from this one's examples.
+
     Times are ISO 8601 in UTC, none before the one that precedes it. `num_examples` counts deleted examples by split,
     `num_skipped` those that were asked for but not there. `example_hashes` may list the keyed hashes of the deleted
     examples. `num_constituents` counts all of the ensemble's. Presentations are examples shown in training, once for
@@ -147,6 +150,7 @@ class Certificate:
     ledger_seq: int
     ledger_digest: str
     fairsisa_version: str
+    num_requests: int = 1
     example_hashes: tuple[str, ...] = ()
     membership: MembershipReport | None = None
     limits: tuple[str, ...] = LIMITS
@@ -155,7 +159,14 @@ class Certificate:
         for name in ("num_examples", "held_by_others", "environment"):
             object.__setattr__(self, name, types.MappingProxyType(dict(getattr(self, name))))
         object.__setattr__(self, "core_seconds", float(self.core_seconds))
-        numbers = ("num_skipped", "num_constituents", "presentations_planned", "presentations_done", "ledger_seq")
+        numbers = (
+            "num_requests",
+            "num_skipped",
+            "num_constituents",
+            "presentations_planned",
+            "presentations_done",
+            "ledger_seq",
+        )
         _check_counts("a certificate", **{name: getattr(self, name) for name in numbers})
         _check_counts("num_examples", **self.num_examples)
         _check_digests("example_hashes", self.example_hashes)

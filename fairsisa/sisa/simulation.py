@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.special import betaincinv
 
 from fairsisa.errors import ConfigError
 from fairsisa.settings import TrainerSettings, in_range, one_of
@@ -98,6 +99,24 @@ def group_risks(num_examples: int, *, share: float, weight: float) -> np.ndarray
     return np.asarray(risks / risks.max())
 
 
+def pareto_risks(num_examples: int, *, index: float) -> np.ndarray:
+    """Return risks that follow a Pareto distribution of that tail index: its quantiles, in descending order.
+
+    The share q of the examples with the largest risks makes about q^(1 - 1/index) of the requests where index > 1. The
+    largest risk is 1.
+    """
+    in_range("index", index, above=0.0)
+    places = (np.arange(num_examples) + 0.5) / num_examples
+    return np.asarray((places / places[0]) ** (-1 / index))
+
+
+def beta_risks(num_examples: int, *, shape: Sequence[float]) -> np.ndarray:
+    """Return risks that follow a beta distribution of these two shapes: its quantiles, in ascending order."""
+    first, second = shape
+    places = (np.arange(num_examples) + 0.5) / num_examples
+    return np.asarray(betaincinv(first, second, places))
+
+
 def deal_examples(
     num_examples: int,
     *,
@@ -179,20 +198,70 @@ def compare_batches(
     num_trials: int = 2_000,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Return the speed-ups of executing requests together, in closed form beside Monte Carlo, a row a batch size.
-
-    Columns: num_requests; best, expected, worst from `formulas.speed_ups`; then the columns of the simulated speed-up
-    in `Simulation.summary`: mean, standard_error, and quantiles.
-    """
+    """Return `compare_batches_in` of a world of equal slices and equal risks, every checkpoint kept."""
     world = deal_examples(num_examples, num_shards=num_shards, num_slices=num_slices)
+    return compare_batches_in(world, batch_sizes=batch_sizes, max_epochs=max_epochs, num_trials=num_trials, seed=seed)
+
+
+def compare_batches_in(
+    world: World,
+    *,
+    batch_sizes: Sequence[int],
+    max_epochs: float = 3.0,
+    kept: np.ndarray | None = None,
+    num_trials: int = 2_000,
+    seed: int = 0,
+) -> pd.DataFrame:
+    """Return the speed-ups and costs of executing requests, in closed form beside Monte Carlo, a row a batch size.
+
+    Columns: num_requests; best, expected, worst from `formulas.speed_ups`; the columns of the simulated speed-up in
+    `Simulation.summary`: mean, standard_error, and quantiles; then, in example-epochs for all requests of the row, the
+    closed forms of `expected_costs`, and the simulated cost of the requests together: simulated_cost,
+    simulated_error. Closed forms hold for equal slices, equal risks and every checkpoint kept; the trials for the
+    world and `kept` as they are.
+    """
+    num_shards, num_slices = world.sizes.shape
+    num_examples = int(world.sizes.sum())
     epochs = slice_epochs(TrainerSettings(max_epochs=max_epochs), num_slices)
     rows: list[dict[str, float]] = []
     for size in sorted(set(batch_sizes)):
         closed = formulas.speed_ups(num_shards=num_shards, num_slices=num_slices, num_requests=size)
-        found = simulate_requests(world, epochs, num_requests=size, window=size, num_trials=num_trials, seed=seed)
-        simulated = found.summary().drop(columns="quantity").iloc[1]
-        rows.append({"num_requests": size, **asdict(closed), **dict(zip(simulated.index, simulated, strict=True))})
+        found = simulate_requests(
+            world, epochs, num_requests=size, window=size, kept=kept, num_trials=num_trials, seed=seed
+        ).summary()
+        cost, speed_up = (found.drop(columns="quantity").iloc[place] for place in (0, 1))
+        costs = expected_costs(
+            num_examples, num_shards=num_shards, num_slices=num_slices, num_requests=size, max_epochs=max_epochs
+        )
+        simulated = {"simulated_cost": size * cost["mean"], "simulated_error": size * cost["standard_error"]}
+        rows.append({"num_requests": size, **asdict(closed), **_by_name(speed_up), **costs, **simulated})
     return pd.DataFrame(rows)
+
+
+def expected_costs(
+    num_examples: int, *, num_shards: int, num_slices: int, num_requests: int, max_epochs: float = 3.0
+) -> dict[str, float]:
+    """Return what requests are expected to cost in closed form, by how they are executed, in example-epochs.
+
+    "sequential": one by one, on shards without slices; "batch": together, without slices; "slicing": one by one, on
+    shards with slices; "combined": together, with slices. See `formulas` for each.
+    """
+    whole = {"num_shards": num_shards, "num_requests": num_requests}
+    request = formulas.slicing_request(
+        shard_size=num_examples / num_shards, num_slices=num_slices, max_epochs=max_epochs
+    )
+    return {
+        "sequential": formulas.sequential_sharding(num_examples=num_examples, max_epochs=max_epochs, **whole),
+        "batch": formulas.batch_sharding(num_examples=num_examples, max_epochs=max_epochs, **whole),
+        "slicing": num_requests * request,
+        "combined": formulas.combined_batch(
+            num_examples=num_examples, num_slices=num_slices, max_epochs=max_epochs, **whole
+        ),
+    }
+
+
+def _by_name(numbers: pd.Series) -> dict[str, float]:
+    return dict(zip(numbers.index, numbers, strict=True))
 
 
 def _execute(

@@ -54,7 +54,8 @@ class FeaturesTask:
 class SliceResult:
     """One row of the training table; steps, seconds and curve are those of the training that made the checkpoint.
 
-    `status` is "trained", "reused", "empty", or "dropped" by a retention policy. `curve` holds (step, mean cross-entropy since the last entry).
+    `status` is "trained", "reused", "empty", or "dropped" by a retention policy. `curve` holds (step, mean
+    cross-entropy since the last entry).
     """
 
     constituent: str
@@ -247,7 +248,8 @@ def _fit(workshop: Workshop, stage: Stage, inputs: Inputs, state: State, *, fres
         network.train()
         model = Classifier(network, state, settings, Schedule(len(batches), *stage.window, settings.warmup))
         try:
-            _trainer(chain, stage, report).fit(model, datamodule=data)
+            if len(batches):  # a share of epochs may round to no example at all
+                _trainer(chain, stage, report).fit(model, datamodule=data)
         except SystemExit as error:  # what Lightning makes of SIGINT and of SIGTERM, the latter with exit status 0
             raise KeyboardInterrupt from error
     if model.num_steps_done != len(batches):

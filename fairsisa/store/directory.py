@@ -26,7 +26,7 @@ from fairsisa.store.local import LocalFiles
 from fairsisa.store.manifest import MANIFEST, PAYLOAD, Manifest, corrupt, encode
 from fairsisa.store.payload import to_bytes
 from fairsisa.store.remote import RemoteFiles, is_url
-from fairsisa.store.removing import doomed_by, drop, erase, leftovers
+from fairsisa.store.removing import doomed_by, drop, erase, leftovers, mend
 from fairsisa.store.values import Artefact, Collected, Entry, Removal
 
 NO_VALUES: Mapping[str, Any] = MappingProxyType({})
@@ -237,6 +237,14 @@ class Store:
         """
         with explained(f"drop from {self.location}"), self._locked():
             return drop(self._catalogue, _checked(names))
+
+    def mend(self, names: Iterable[str]) -> Removal:
+        """Delete those of the artefacts whose bytes are not those on record, and nothing made from them.
+
+        What is deleted is missing from then on: make it again at once, since its descendants want it in place.
+        """
+        with explained(f"mend {self.location}"), self._locked():
+            return mend(self._catalogue, _checked(names))
 
     def claim(self, owner: Path | str, names: Iterable[str]) -> None:
         """Write down, in place of an earlier claim, that a run directory needs these names and their ancestors.

@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import replace
 
-from fairsisa.errors import MissingArtefactError, StoreError
+from fairsisa.errors import CorruptArtefactError, MissingArtefactError, StoreError
 from fairsisa.store.catalogue import Catalogue, key_of, owner_of
 from fairsisa.store.files import write
 from fairsisa.store.links import Links, below, parents_first
@@ -61,6 +61,25 @@ def drop(catalogue: Catalogue, names: Iterable[str]) -> Removal:
     sizes = catalogue.files.delete(key_of(record.lineage.name, PAYLOAD) for record in records)
     gone = {record.lineage.name for record in marked} | set(map(owner_of, sizes))
     return Removal(tuple(sorted(gone)), sum(sizes.values()))
+
+
+def mend(catalogue: Catalogue, names: Iterable[str]) -> Removal:
+    """Delete the payloads that are not what their manifests record, and damaged manifests with their payloads."""
+    sizes: dict[str, int] = {}
+    for name in sorted(set(names)):
+        try:
+            manifest = catalogue.manifest(name)
+        except MissingArtefactError:
+            continue
+        except CorruptArtefactError:
+            sizes |= erase(catalogue, [name], orphans=False)
+            continue
+        try:
+            if manifest.kept:
+                catalogue.payload(manifest)
+        except CorruptArtefactError:
+            sizes |= catalogue.files.delete([key_of(name, PAYLOAD)])
+    return Removal(tuple(dict.fromkeys(map(owner_of, sizes))), sum(sizes.values()))
 
 
 def leftovers(catalogue: Catalogue, older_than: float) -> list[str]:

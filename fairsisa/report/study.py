@@ -1,0 +1,415 @@
+"""The page about a study of deletions: what forgetting, step by step, did to accuracy, fairness and cost."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+from fairsisa.errors import DataError
+from fairsisa.report.content import Fact
+from fairsisa.report.numbers import _plain
+from fairsisa.report.page import _templates, _write
+from fairsisa.report.pictures import Picture
+from fairsisa.report.rows import Row, records
+from fairsisa.report.style import (
+    BLUE,
+    DASHED,
+    GREEN,
+    MUTED,
+    VERMILION,
+    WIDTH,
+    figure_of,
+    new_panels,
+    plain,
+    styled,
+)
+from fairsisa.report.svg import inline_svg
+from fairsisa.report.tables import Cell, Table, settings_table
+from fairsisa.report.words import METRIC_NAMES, UNDEFINED, count, duration, listed, number, percent, signed
+
+FORMAT = 1
+RESULTS = ("pattern", "repeat", "deletions", "predictor", "sensitive_feature", "metric", "value", "low", "high")
+DIFFERENCES = (*RESULTS[:4], "against", *RESULTS[4:])
+COSTS = ("pattern", "repeat", "deletions", "way", "planned", "example_epochs", "core_seconds", "seconds")
+ACCURACY, UNFAIRNESS = "accuracy", "equalized_odds_difference"
+ENSEMBLE, UNLEARNING, FULL, WHOLE, FRACTION = (
+    "ensemble",
+    "unlearning",
+    "full retraining",
+    "baseline whole",
+    "baseline fraction",
+)
+COLOURS = {ENSEMBLE: BLUE, UNLEARNING: BLUE, FULL: MUTED, WHOLE: VERMILION, FRACTION: GREEN}
+LEGEND = {
+    ENSEMBLE: "ensemble, unlearned",
+    WHOLE: "one model on all that is left",
+    FRACTION: "one model on one shard of it",
+    UNLEARNING: "unlearning",
+    FULL: "retraining the whole ensemble",
+}
+START = " at the start"
+EVERYONE = ""
+SAME = "is not told apart"
+AGAINST = {ENSEMBLE + START: "its start", WHOLE: LEGEND[WHOLE], FRACTION: LEGEND[FRACTION]}
+
+
+@dataclass(frozen=True, eq=False)
+class StudyReport:
+    """Everything the page about a study of deletions tells.
+
+    `results` (columns `RESULTS`) holds the metrics of the ensemble and the baselines after so many deletions, with
+    intervals; `differences` (`DIFFERENCES`) holds a predictor's metric minus that of another on the same replicates,
+    "... at the start" being the predictor before any deletion; `costs` (`COSTS`) has what each step took, by way.
+    `patterns` says in words what each pattern draws from; `ended` after how many deletions it lacked examples for the
+    next step. `features` are the sensitive features shown, `level` is the coverage of the intervals.
+
+    Raises:
+        DataError: when a table lacks a column, or there is no result.
+    """
+
+    title: str
+    results: pd.DataFrame
+    differences: pd.DataFrame
+    costs: pd.DataFrame
+    patterns: Mapping[str, str]
+    features: tuple[str, ...]
+    ensemble: str
+    num_train: int
+    num_test: int
+    level: float = 0.95
+    ended: Mapping[str, int] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    commands: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        tables = {"results": (self.results, RESULTS), "differences": (self.differences, DIFFERENCES)}
+        for name, (table, columns) in (tables | {"costs": (self.costs, COSTS)}).items():
+            missing = [column for column in columns if column not in table.columns]
+            if missing:
+                raise DataError(f"Expected columns {', '.join(columns)} in the {name}; {', '.join(missing)} not found.")
+        if self.results.empty:
+            raise DataError("Expected the results of at least one step, got none.")
+
+    @property
+    def shown(self) -> tuple[tuple[str, str], ...]:
+        """The (sensitive feature, metric) that the page speaks of."""
+        return ((EVERYONE, ACCURACY), *((name, UNFAIRNESS) for name in self.features))
+
+
+def write_study(directory: Path, content: StudyReport) -> tuple[Path, Path]:
+    """Write study.html and study.json into a directory; return their paths.
+
+    The page stands alone: no script, no address outside it, plots as SVG within. Files of these names are replaced,
+    each in one step.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    shown = {
+        "content": content,
+        "findings": findings(content),
+        "facts": _facts(content),
+        "pictures": _pictures(content),
+        "tables": _tables(content),
+    }
+    numbers = json.dumps(study_json(content), indent=1, ensure_ascii=False, allow_nan=False)
+    return (
+        _write(directory / "study.html", _templates().get_template("study.html.j2").render(shown)),
+        _write(directory / "study.json", numbers + "\n"),
+    )
+
+
+def study_json(content: StudyReport) -> dict[str, Any]:
+    """Return every number of the page as plain JSON values; `format` grows when a key changes its meaning or goes."""
+    return {
+        "format": FORMAT,
+        "title": content.title,
+        "findings": findings(content),
+        "patterns": _plain(content.patterns),
+        "ended": _plain(content.ended),
+        "level": content.level,
+        "results": _plain(content.results),
+        "differences": _plain(content.differences),
+        "costs": _plain(cumulative_costs(content.costs)),
+        "settings": _plain(content.settings),
+        "commands": list(content.commands),
+    }
+
+
+def cumulative_costs(costs: pd.DataFrame) -> pd.DataFrame:
+    """Return the costs with a column `cumulative`: the example-epochs of a way up to each step."""
+    ordered = costs.sort_values("deletions", kind="stable")
+    return costs.assign(cumulative=ordered.groupby(["pattern", "repeat", "way"])["example_epochs"].cumsum())
+
+
+def findings(content: StudyReport) -> list[str]:
+    """Say, pattern by pattern, what the last step had done, as far as the intervals of all repeats agree."""
+    return [sentence for pattern in content.patterns for sentence in _findings_of(content, pattern)]
+
+
+def _findings_of(content: StudyReport, pattern: str) -> Iterator[str]:
+    last, end = _end(content, pattern)
+    changes = [_change(end, ENSEMBLE + START, key, ("rose", "fell")) for key in content.shown]
+    where = f"After {last:,} deletions from {content.patterns[pattern]}"
+    yield f"{where}, the ensemble's {'; its '.join(changes)}, each against its start."
+    yield from _cost_sentence(pattern, content.costs[content.costs["pattern"] == pattern])
+    if pattern in content.ended:
+        yield f"The pattern {pattern} ends there: the {content.patterns[pattern]} are too few for the next step."
+
+
+def _change(end: pd.DataFrame, against: str, key: tuple[str, str], ways: tuple[str, str]) -> str:
+    rows = _paired(end, against, key)
+    numbers = listed([f"{_signed(row['value'])} {_bounds(row)}" for row in records(rows)])
+    return f"{_name(key)} {_verdict(rows, ways)} ({numbers})"
+
+
+def _paired(end: pd.DataFrame, against: str, key: tuple[str, str]) -> pd.DataFrame:
+    rows = end[end["predictor"].eq(ENSEMBLE) & end["against"].eq(against)]
+    return rows[rows["sensitive_feature"].eq(key[0]) & rows["metric"].eq(key[1])]
+
+
+def _verdict(rows: pd.DataFrame, ways: tuple[str, str]) -> str:
+    """Say which way a difference goes, if the intervals of all repeats exclude 0 on the same side."""
+    above, below = (rows["low"] > 0).to_numpy(), (rows["high"] < 0).to_numpy()
+    if above.all() or below.all():
+        return ways[0] if above.all() else ways[1]
+    some = int((above | below).sum())
+    return f"{SAME} in {len(rows) - some} of {len(rows)} repeats" if some else SAME
+
+
+def _name(key: tuple[str, str]) -> str:
+    feature, metric = key
+    return METRIC_NAMES[metric].lower() + (f" by {feature}" if feature else "")
+
+
+def _cost_sentence(pattern: str, costs: pd.DataFrame) -> Iterator[str]:
+    spent = costs.groupby("way")["example_epochs"].sum()
+    if UNLEARNING not in spent or not spent[FULL]:
+        return
+    own = costs[costs["way"] == UNLEARNING]
+    first = own["deletions"].min()
+    share = costs[costs["deletions"] == first].groupby("way")["example_epochs"].sum()
+    single = f", and one model on all that is left {spent[WHOLE]:,.0f}" if WHOLE in spent else ""
+    yield (
+        f"By the pattern {pattern}, unlearning took {spent[UNLEARNING]:,.0f} example-epochs in all steps, "
+        f"{percent(spent[UNLEARNING] / spent[FULL])} of retraining the whole ensemble at each step "
+        f"({percent(share[UNLEARNING] / share[FULL])} at the first, of {count(int(first), 'deletion')}){single}."
+    )
+
+
+def metric_by_deletions(results: pd.DataFrame, *, sensitive_feature: str, metric: str) -> Figure:
+    """Draw a metric against the number of deletions, a panel a pattern and a line a predictor, averaged over repeats.
+
+    A band reaches from the lowest to the highest bound of the repeats' intervals. Steps are evenly spaced.
+    """
+    table = results[results["sensitive_feature"].eq(sensitive_feature) & results["metric"].eq(metric)]
+    panels = _panels(table)
+    for ax, pattern, mine in panels:
+        with styled():
+            for name in _ordered(mine["predictor"]):
+                steps = mine[mine["predictor"] == name].groupby("deletions")
+                place = _places(table, steps["value"].mean().index)
+                ax.fill_between(place, steps["low"].min(), steps["high"].max(), color=COLOURS[name], alpha=0.12, lw=0)
+                ax.plot(place, steps["value"].mean(), color=COLOURS[name], label=LEGEND[name], **_line(name))
+            _step_axis(ax, table, pattern)
+    with styled():
+        panels[0][0].set_ylabel(METRIC_NAMES[metric].lower())
+        if metric == UNFAIRNESS:
+            panels[0][0].set_ylim(bottom=0)
+    return _with_legend(panels)
+
+
+def cost_by_deletions(costs: pd.DataFrame) -> Figure:
+    """Draw the example-epochs that each way took up to each step, averaged over repeats, a panel a pattern."""
+    table = cumulative_costs(costs)
+    panels = _panels(table)
+    for ax, pattern, mine in panels:
+        with styled():
+            for name in _ordered(mine["way"]):
+                spent = mine[mine["way"] == name].groupby("deletions")["cumulative"].mean()
+                place = _places(table, spent.index)
+                ax.plot(place, spent, color=COLOURS[name], label=LEGEND[name], **_line(name))
+            ax.set_yscale("log")
+            ax.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=8))
+            ax.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+            ax.yaxis.set_minor_locator(NullLocator())
+            _step_axis(ax, table, pattern)
+    with styled():
+        panels[0][0].set_ylabel("example-epochs, cumulative")
+    return _with_legend(panels)
+
+
+def _panels(table: pd.DataFrame) -> list[tuple[Axes, str, pd.DataFrame]]:
+    patterns = list(dict.fromkeys(table["pattern"]))
+    axes = new_panels(len(patterns), max(4.6, WIDTH * len(patterns) / 3), 3.2, share_y=True)
+    return [(ax, name, table[table["pattern"] == name]) for ax, name in zip(axes, patterns, strict=True)]
+
+
+def _with_legend(panels: Sequence[tuple[Axes, str, pd.DataFrame]]) -> Figure:
+    figure = figure_of(panels[0][0])
+    with styled():
+        handles, names = panels[0][0].get_legend_handles_labels()
+        figure.legend(handles[::-1], names[::-1], loc="outside upper left", ncols=len(names))
+    return figure
+
+
+def _step_axis(ax: Axes, table: pd.DataFrame, pattern: str) -> None:
+    steps = sorted(table["deletions"].unique())
+    ax.set_xticks(range(len(steps)), [f"{step:,}" for step in steps])
+    ax.set_xlim(-0.3, len(steps) - 0.7)
+    ax.set_title(plain(pattern))
+    ax.set_xlabel("deletions")
+
+
+def _places(table: pd.DataFrame, deletions: Iterable[int]) -> np.ndarray:
+    return np.searchsorted(np.sort(table["deletions"].unique()), list(deletions))
+
+
+def _ordered(names: pd.Series) -> list[str]:
+    """Return the names in the order of the palette, what all is compared with drawn last, on top."""
+    found = set(names)
+    return [name for name in reversed(COLOURS) if name in found]
+
+
+def _line(name: str) -> dict[str, Any]:
+    own = name in (ENSEMBLE, UNLEARNING)
+    dashed = {"linestyle": DASHED} if name == FULL else {}
+    return {"linewidth": 2.0 if own else 1.3, "marker": "o", "markersize": 4.5 if own else 3.5, **dashed}
+
+
+def _pictures(content: StudyReport) -> dict[str, Picture]:
+    return {
+        name: Picture(inline_svg(figure, name=name, description=caption), caption)
+        for name, figure, caption in _figures(content)
+    }
+
+
+def _figures(content: StudyReport) -> Iterator[tuple[str, Figure, str]]:
+    band = f"Bands are {100 * content.level:g} % intervals over test subjects; steps are evenly spaced, not to scale."
+    figure = metric_by_deletions(content.results, sensitive_feature=EVERYONE, metric=ACCURACY)
+    yield "accuracy", figure, f"Accuracy on {content.num_test:,} test examples after so many deletions. {band}"
+    for place, name in enumerate(content.features):
+        figure = metric_by_deletions(content.results, sensitive_feature=name, metric=UNFAIRNESS)
+        yield f"difference-{place}", figure, f"Equalized odds difference by {name}; 0 is equal error rates. {band}"
+    if len(content.costs):
+        yield (
+            "cost",
+            cost_by_deletions(content.costs),
+            "What all steps together took so far, in examples shown for training, on a logarithmic scale. A step that "
+            "hits every shard's first slice costs as much as retraining everything.",
+        )
+
+
+def _facts(content: StudyReport) -> list[Fact]:
+    own = content.costs[content.costs["way"] == UNLEARNING]
+    facts = [
+        Fact("Training examples", f"{content.num_train:,}", "before the first deletion"),
+        Fact("Test examples", f"{content.num_test:,}", "the same at every step"),
+        Fact("Ensemble", content.ensemble),
+        Fact("Repeats", f"{content.results['repeat'].nunique():,}", "orders of deletion for each pattern"),
+    ]
+    if len(own):
+        facts.append(
+            Fact(
+                "Time from request to certificate",
+                duration(float(own["seconds"].median())),
+                "median of the steps; encoding, training, scoring, purge and checks",
+            )
+        )
+    return facts
+
+
+def _tables(content: StudyReport) -> dict[str, Table]:
+    found = {
+        "comparisons": _comparisons_table(content),
+        "results": _results_table(content),
+        "costs": _costs_table(content.costs),
+        "settings": settings_table("Settings", content.settings),
+    }
+    return {name: table for name, table in found.items() if table.rows}
+
+
+def _results_table(content: StudyReport) -> Table:
+    """Show the metrics of every predictor after every step."""
+    keys = ("pattern", "repeat", "deletions", "predictor")
+    cells: dict[tuple[Any, ...], dict[tuple[str, str], Row]] = {}
+    for row in records(content.results):
+        cells.setdefault(tuple(row[name] for name in keys), {})[row["sensitive_feature"], row["metric"]] = row
+    rows = tuple(
+        (
+            Cell(str(pattern)),
+            Cell(str(predictor)),
+            Cell(f"{repeat + 1:,}"),
+            Cell(f"{deletions:,}"),
+            *(_interval(found.get(key)) for key in content.shown),
+        )
+        for (pattern, repeat, deletions, predictor), found in cells.items()
+    )
+    names = ("pattern", "predictor", "repeat", "deletions")
+    shown = (METRIC_NAMES[metric] + (f" by {feature}" if feature else "") for feature, metric in content.shown)
+    return Table("After every step", (*names, *shown), rows, num_text=2)
+
+
+def _comparisons_table(content: StudyReport) -> Table:
+    """Show what the last step of each pattern left of the ensemble, against its start and the single models."""
+    rows = []
+    for pattern in content.patterns:
+        last, end = _end(content, pattern)
+        for against in (name for name in AGAINST if name in set(end["against"])):
+            found = [_paired(end, against, key) for key in content.shown]
+            cells = (_difference(row) for row in found)
+            rows.append((Cell(pattern, f"after {last:,} deletions"), Cell(AGAINST[against]), *cells))
+    names = (_name(key) for key in content.shown)
+    return Table(
+        "The ensemble at the end of each pattern, minus", ("pattern", "minus", *names), tuple(rows), num_text=2
+    )
+
+
+def _difference(rows: pd.DataFrame) -> Cell:
+    details = listed([f"{_signed(row['value'])} {_bounds(row)}" for row in records(rows)])
+    return Cell(_verdict(rows, ("higher", "lower")).removeprefix("is "), details)
+
+
+def _end(content: StudyReport, pattern: str) -> tuple[int, pd.DataFrame]:
+    """Return after how many deletions a pattern ends, and the differences there."""
+    mine = content.differences[content.differences["pattern"] == pattern]
+    last = int(mine["deletions"].max())
+    return last, mine[mine["deletions"] == last]
+
+
+def _costs_table(costs: pd.DataFrame) -> Table:
+    """Show what every step of unlearning took, beside retraining."""
+    table = cumulative_costs(costs)
+    rows = tuple(
+        (
+            Cell(row["pattern"]),
+            Cell(LEGEND[row["way"]]),
+            Cell(f"{row['repeat'] + 1:,}"),
+            Cell(f"{row['deletions']:,}"),
+            Cell(f"{row['example_epochs']:,.0f}"),
+            Cell(f"{row['cumulative']:,.0f}"),
+            *(Cell(duration(row[name]) if np.isfinite(row[name]) else "") for name in ("core_seconds", "seconds")),
+        )
+        for row in records(table)
+    )
+    names = ("pattern", "way", "repeat", "deletions", "example-epochs", "cumulative", "training time", "whole request")
+    return Table("What every step took", names, rows, num_text=2)
+
+
+def _interval(row: Row | None) -> Cell:
+    return Cell("") if row is None else Cell(number(row["value"]), _bounds(row))
+
+
+def _bounds(row: Row) -> str:
+    return f"[{number(row['low'])}, {number(row['high'])}]"
+
+
+def _signed(value: float) -> str:
+    return signed(value) if np.isfinite(value) else UNDEFINED
