@@ -17,8 +17,9 @@ from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.predictors import HeldOut, Predictor
 from fairsisa.report.content import Fact, RunReport
 from fairsisa.report.numbers import metrics_json
-from fairsisa.report.page import code_block, markdown_text, write_report
+from fairsisa.report.page import write_report
 from fairsisa.report.svg import THEMED
+from fairsisa.report.writing import code_block, markdown_text
 from test_report_content import make_report
 
 VOID = {"meta", "br", "img", "link", "input", "hr"}

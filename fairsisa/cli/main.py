@@ -16,6 +16,7 @@ from fairsisa.cli.sweeping import FLAGS, sweep
 from fairsisa.errors import ConfigError, FairsisaError
 from fairsisa.settings import GROUPS, nearest, plain
 
+STUDY = "deletions_"
 HELP = frozenset({"-h", "--help", "help"})
 
 
@@ -82,8 +83,10 @@ def _help(verb: Verb) -> None:
     config = defaults_of(verb.root)
     say(f"{verb.summary}\n\n  {verb.example}\n")
     groups = {group: names for group, names in sorted(options().items()) if group in config}
-    if verb.root == "train":
-        groups = {"experiment": options()["experiment"], **groups}
+    if verb.root in ("train", "simulate"):
+        studies = [name for name in options()["experiment"] if name.startswith(STUDY)]
+        others = [name for name in options()["experiment"] if name not in studies]
+        groups = {"experiment": studies if verb.root == "simulate" else others, **groups}
     say("Choose as a whole:")
     for group, names in groups.items():
         say(f"  {group}={' | '.join(names)}")

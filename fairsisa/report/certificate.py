@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fairsisa.report.content import Fact
-from fairsisa.report.page import _templates, _write
 from fairsisa.report.tables import Cell, Table
 from fairsisa.report.words import count, duration, listed
+from fairsisa.report.writing import templates, write_whole
 from fairsisa.sisa.certificate import Certificate, ConstituentEvidence
 from fairsisa.sisa.membership import LEVEL, MembershipAuc
 
@@ -44,7 +44,7 @@ def write_certificate_page(path: Path, certificate: Certificate) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     shown: dict[str, Any] = {"certificate": certificate, "tables": _tables(certificate), "facts": _facts(certificate)}
     shown |= {"headline": headline(certificate), "checked": LEVEL_WORDS[certificate.level]}
-    return _write(path, _templates().get_template("certificate.html.j2").render(shown))
+    return write_whole(path, templates().get_template("certificate.html.j2").render(shown))
 
 
 def headline(certificate: Certificate) -> list[str]:

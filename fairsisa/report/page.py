@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
-import re
 from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from fairsisa.report import tables
 from fairsisa.report.content import Fact, RunReport
@@ -16,10 +12,9 @@ from fairsisa.report.findings import cautions, headline
 from fairsisa.report.numbers import metrics_json
 from fairsisa.report.pictures import pictures
 from fairsisa.report.words import LIMITS, MEANINGS, METRIC_NAMES, TERMS
+from fairsisa.report.writing import templates, write_whole
 
 __all__ = ["Fact", "RunReport", "write_report"]
-
-MARKDOWN_SPECIAL = re.compile(r"[\\`*\[\]<>#|~$&]|(?<![^\W_])_|_(?![^\W_])")
 
 
 def write_report(directory: Path, content: RunReport) -> tuple[Path, Path, Path]:
@@ -33,12 +28,12 @@ def write_report(directory: Path, content: RunReport) -> tuple[Path, Path, Path]
     shown: dict[str, Any] = {"report": content, "findings": headline(content), "cautions": cautions(content)}
     shown |= {"tables": _tables(content), "terms": TERMS, "limits": LIMITS, "pictures": pictures(content)}
     shown["meanings"] = [(METRIC_NAMES[name], meaning) for name, meaning in MEANINGS.items()]
-    environment = _templates()
+    environment = templates()
     numbers = json.dumps(metrics_json(content), indent=1, ensure_ascii=False, allow_nan=False)
     return (
-        _write(directory / "report.html", environment.get_template("report.html.j2").render(shown)),
-        _write(directory / "report.md", environment.get_template("report.md.j2").render(shown)),
-        _write(directory / "metrics.json", numbers + "\n"),
+        write_whole(directory / "report.html", environment.get_template("report.html.j2").render(shown)),
+        write_whole(directory / "report.md", environment.get_template("report.md.j2").render(shown)),
+        write_whole(directory / "metrics.json", numbers + "\n"),
     )
 
 
@@ -58,40 +53,3 @@ def _tables(content: RunReport) -> dict[str, tables.Table]:
         "environment": tables.settings_table("Environment", content.environment),
     }
     return {name: table for name, table in found.items() if table.rows and len(table.columns) > 1}
-
-
-def markdown_text(text: object) -> str:
-    """Return text that Markdown shows as it stands, on one line."""
-    return MARKDOWN_SPECIAL.sub(r"\\\g<0>", " ".join(str(text).split()))
-
-
-def code_block(lines: list[str]) -> str:
-    """Return lines as a Markdown code block, fenced by more backticks than any line holds."""
-    body = "\n".join(lines)
-    longest = max((len(run) for run in re.findall(r"`+", body)), default=0)
-    fence = "`" * max(3, longest + 1)
-    return f"{fence}sh\n{body}\n{fence}"
-
-
-def _templates() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("fairsisa.report"),
-        autoescape=jinja2.select_autoescape(enabled_extensions=("html.j2",), default=False),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"md": markdown_text, "code_block": code_block}
-    return environment
-
-
-def _write(path: Path, body: str) -> Path:
-    """Write a file under another name first, so that a reader never sees half of it."""
-    partial = path.with_name(path.name + ".partial")
-    with partial.open("w", encoding="utf-8", newline="\n") as stream:
-        stream.write(body)
-        stream.flush()
-        os.fsync(stream.fileno())
-    partial.replace(path)
-    return path

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from fairsisa.errors import DataError
 from fairsisa.report.content import Fact
 from fairsisa.report.numbers import _plain
-from fairsisa.report.page import _templates, _write
 from fairsisa.report.pictures import Picture
 from fairsisa.report.planning_plots import (
     NORMAL_95,
@@ -29,6 +28,7 @@ from fairsisa.report.rows import records
 from fairsisa.report.svg import inline_svg
 from fairsisa.report.tables import Cell, Table, settings_table
 from fairsisa.report.words import count, duration
+from fairsisa.report.writing import templates, write_whole
 
 FORMAT = 1
 CANDIDATE_COLUMNS = (
@@ -45,6 +45,7 @@ CANDIDATE_COLUMNS = (
     "feasible",
     "reason",
 )
+
 BATCH_COLUMNS = ("num_requests", "best", "expected", "worst", "mean", "standard_error", "q5", "q95")
 MOST_SHOWN = 12
 
@@ -93,8 +94,8 @@ def write_plan(directory: Path, content: PlanningReport) -> tuple[Path, Path]:
     }
     numbers = json.dumps(plan_json(content), indent=1, ensure_ascii=False, allow_nan=False)
     return (
-        _write(directory / "plan.html", _templates().get_template("planning.html.j2").render(shown)),
-        _write(directory / "plan.json", numbers + "\n"),
+        write_whole(directory / "plan.html", templates().get_template("planning.html.j2").render(shown)),
+        write_whole(directory / "plan.json", numbers + "\n"),
     )
 
 

@@ -17,7 +17,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 from fairsisa.errors import DataError
 from fairsisa.report.content import Fact
 from fairsisa.report.numbers import _plain
-from fairsisa.report.page import _templates, _write
 from fairsisa.report.pictures import Picture
 from fairsisa.report.rows import Row, records
 from fairsisa.report.style import (
@@ -35,6 +34,7 @@ from fairsisa.report.style import (
 from fairsisa.report.svg import inline_svg
 from fairsisa.report.tables import Cell, Table, settings_table
 from fairsisa.report.words import METRIC_NAMES, UNDEFINED, count, duration, listed, number, percent, signed
+from fairsisa.report.writing import templates, write_whole
 
 FORMAT = 1
 RESULTS = ("pattern", "repeat", "deletions", "predictor", "sensitive_feature", "metric", "value", "low", "high")
@@ -48,6 +48,7 @@ ENSEMBLE, UNLEARNING, FULL, WHOLE, FRACTION = (
     "baseline whole",
     "baseline fraction",
 )
+
 COLOURS = {ENSEMBLE: BLUE, UNLEARNING: BLUE, FULL: MUTED, WHOLE: VERMILION, FRACTION: GREEN}
 LEGEND = {
     ENSEMBLE: "ensemble, unlearned",
@@ -121,8 +122,8 @@ def write_study(directory: Path, content: StudyReport) -> tuple[Path, Path]:
     }
     numbers = json.dumps(study_json(content), indent=1, ensure_ascii=False, allow_nan=False)
     return (
-        _write(directory / "study.html", _templates().get_template("study.html.j2").render(shown)),
-        _write(directory / "study.json", numbers + "\n"),
+        write_whole(directory / "study.html", templates().get_template("study.html.j2").render(shown)),
+        write_whole(directory / "study.json", numbers + "\n"),
     )
 
 

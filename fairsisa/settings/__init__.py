@@ -1,0 +1,49 @@
+"""What a user may set: one frozen dataclass per config group, checked when it is made."""
+
+from fairsisa.settings.checks import in_range, nearest, one_of, refuse_unknown
+from fairsisa.settings.deletion import (
+    LEVELS,
+    MOST_SIMULATED,
+    PATTERNS,
+    RequestSettings,
+    SimulationSettings,
+    StudySettings,
+    UnlearningSettings,
+)
+from fairsisa.settings.places import ExecutionSettings, PathSettings, StorageSettings
+from fairsisa.settings.reading import GROUPS, plain, run_settings, settings_from
+from fairsisa.settings.training import (
+    AGGREGATIONS,
+    EvaluationSettings,
+    ModelSettings,
+    PartitionSettings,
+    RunSettings,
+    TrainerSettings,
+)
+
+__all__ = [
+    "AGGREGATIONS",
+    "GROUPS",
+    "LEVELS",
+    "MOST_SIMULATED",
+    "PATTERNS",
+    "EvaluationSettings",
+    "ExecutionSettings",
+    "ModelSettings",
+    "PartitionSettings",
+    "PathSettings",
+    "RequestSettings",
+    "RunSettings",
+    "SimulationSettings",
+    "StorageSettings",
+    "StudySettings",
+    "TrainerSettings",
+    "UnlearningSettings",
+    "in_range",
+    "nearest",
+    "one_of",
+    "plain",
+    "refuse_unknown",
+    "run_settings",
+    "settings_from",
+]
