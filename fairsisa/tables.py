@@ -229,8 +229,8 @@ def _check_inputs(name: str, frame: pd.DataFrame) -> None:
 def _check_sensitive(name: str, frame: pd.DataFrame) -> None:
     for column in frame.columns:
         if column.startswith(SENSITIVE):
-            known = frame[column].notna()
-            bad = known & ~frame[column].map(lambda value: isinstance(value, str))
+            is_text = [isinstance(value, str) for value in frame[column]]
+            bad = frame[column].notna().to_numpy() & ~np.asarray(is_text, dtype=bool)
             _refuse(name, frame, bad, f"hold something other than text in {column!r}")
     if "risk" in frame.columns:
         risk = pd.to_numeric(frame["risk"], errors="coerce")
