@@ -24,7 +24,7 @@ from rich.table import Table
 from fairsisa.runs.adding import joined, load_more
 from fairsisa.runs.directory import LEDGER, Run
 from fairsisa.runs.training import train_run
-from fairsisa.settings import ExecutionSettings, PathSettings, StorageSettings
+from fairsisa.settings import ExecutionSettings, PathSettings
 from fairsisa.sisa.ledger import Ledger
 from fairsisa.sisa.partition import Partition
 from fairsisa.tables import TRAIN, Examples
@@ -227,7 +227,6 @@ def from_scratch(run: Run, state: State, folder: Path) -> Run:
         state.partition,
         source=run.source,
         store=str(folder / "store"),
-        storage=StorageSettings(),
         environment=run.environment,
     )
     execution = ExecutionSettings(num_workers=1)

@@ -111,17 +111,9 @@ class Trained:
 
 
 def begin(
-    run: Run, settings: RunSettings, examples: Examples, partition: Partition, store: Path, environment: Any
+    run: Run, settings: RunSettings, *, examples: Examples, partition: Partition, store: Path, environment: Any
 ) -> None:
-    run.begin(
-        settings,
-        examples,
-        partition,
-        source=None,
-        store=str(store.resolve()),
-        storage=StorageSettings(),
-        environment=environment,
-    )
+    run.begin(settings, examples, partition, source=None, store=str(store.resolve()), environment=environment)
 
 
 @pytest.fixture(scope="module")
@@ -362,9 +354,16 @@ def test_a_run_that_is_not_trained_cannot_be_evaluated(begun, tmp_path):
     if begun:
         settings = run_of(LOGISTIC)
         examples, partition = sampled(settings)
-        begin(Run(tmp_path / "run"), settings, examples, partition, tmp_path / "store", {"commands": []})
+        begin(
+            Run(tmp_path / "run"),
+            settings,
+            examples=examples,
+            partition=partition,
+            store=tmp_path / "store",
+            environment={"commands": []},
+        )
     said = r"is not trained: run `fairsisa train run=.*` to its end"
-    with pytest.raises(RunError, match=said if begun else r"has no config\.yaml: train it first, `fairsisa train run="):
+    with pytest.raises(RunError, match=said if begun else r"has no ensemble\.json: train it first, `fairsisa train run="):
         evaluate(tmp_path)
     assert Run(tmp_path / "run").exists is begun
 
@@ -395,7 +394,14 @@ def test_an_emptied_shard_leaves_the_run_and_the_vote(small):
     partition = source.partition
     gone = [i for place in range(2) for i in partition.slice_ids(1, place)]
     emptied = partition.without(gone)
-    begin(Run(small / "emptied"), source.settings, source.examples, emptied, small / "store", source.environment)
+    begin(
+        Run(small / "emptied"),
+        source.settings,
+        examples=source.examples,
+        partition=emptied,
+        store=small / "store",
+        environment=source.environment,
+    )
     results = train(SMALL, small, run="emptied")
     assert [result.status for result in results] == ["reused", "reused", "empty", "empty", "reused", "reused"]
     report = evaluate(small, run="emptied")

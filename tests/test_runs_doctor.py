@@ -28,6 +28,7 @@ from unlearning_cases import (
     silent,
     train_again,
     trained_in,
+    vouched,
 )
 
 GONE = "synthetic-000029"
@@ -88,6 +89,7 @@ def tables_that_differ(run: Run) -> None:
     examples = run.examples
     keep = examples.frame["example_id"] != in_slice(run, 1, 0)[0]
     write_examples(examples.keep(keep.to_numpy()), run.table("examples"))
+    vouched(run)
 
 
 def lost_artefact(run: Run) -> None:
@@ -151,12 +153,26 @@ def config_of_another_kind(run: Run) -> None:
     run.path("config.yaml").write_text("3")
 
 
+def cut_config(run: Run) -> None:
+    """Cut the last line off: what is left is whole YAML, and a default stands for what is lost."""
+    path = run.path("config.yaml")
+    path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1]))
+
+
 def damaged_pointer(run: Run) -> None:
     run.path("ensemble.json").write_text("[]")
 
 
 def damaged_table(run: Run) -> None:
     run.table("examples").write_bytes(b"PAR1")
+
+
+def lost_table(run: Run) -> None:
+    run.table("partition").unlink()
+
+
+def damaged_environment(run: Run) -> None:
+    run.path("environment.json").write_text("{")
 
 
 def lost_environment(run: Run) -> None:
@@ -178,17 +194,20 @@ FAULTS: list[tuple[Callable[[Run], None], str, str]] = [
     (no_claim, "claim", "no claim on its artefacts"),
     (lost_key, "ledger", "key"),
     (damaged_ledger, "ledger", r"ledger\.sqlite"),
-    (other_ledger, "ledger", r"\S"),
-    (damaged_certificate, "ledger", r"\S"),
-    (certificate_of_another_kind, "ledger", r"\S"),
+    (other_ledger, "certificates", "Another key signed the certificate"),
+    (damaged_certificate, "certificates", r"\.json: Expected"),
+    (certificate_of_another_kind, "certificates", r"\.json: Expected .* format"),
     (resurrected_artefact, "forgotten data", "The store holds 1 student made from forgotten examples"),
     (leftover, "forgotten data", "unfinished work"),
-    (damaged_config, "files", r"\S"),
-    (config_of_another_kind, "files", r"\S"),
-    (damaged_pointer, "files", r"\S"),
-    (damaged_table, "files", r"\S"),
-    (lost_environment, "environment", r"has no environment\.json"),
-    (damaged_report_notes, "forgotten data", r"\S"),
+    (damaged_config, "files", r"config\.yaml is damaged \("),
+    (config_of_another_kind, "files", r"config\.yaml is damaged \("),
+    (cut_config, "files", r"config\.yaml is damaged \(its settings are not those of its digest\)"),
+    (damaged_pointer, "files", r"ensemble\.json is damaged \("),
+    (damaged_table, "files", r"examples-1\.parquet is damaged \(its SHA-256 is not the one in ensemble\.json\)"),
+    (lost_table, "files", r"partition-1\.parquet"),
+    (lost_environment, "files", r"has lost its environment\.json: restore it from a backup"),
+    (damaged_environment, "files", r"environment\.json is damaged \("),
+    (damaged_report_notes, "forgotten data", "Reports are not those of the ensemble"),
 ]
 
 
@@ -200,10 +219,40 @@ def test_every_planted_fault_is_named_with_a_cure(run, plant, check, said):
     assert all(complaint.cure for complaint in found)
 
 
-def test_the_cure_for_what_is_lost_cures(run):
-    lost_artefact(run)
-    train_again(run)
-    assert problems(run) == []
+def flushed(run: Run) -> None:
+    flush(run, keys=keys_of(run), settings=PLAIN, execution=HERE, on_event=silent)
+
+
+def old_table(run: Run) -> None:
+    run.table("examples", 0).write_bytes(run.table("examples").read_bytes())
+
+
+def strange_training_table(run: Run) -> None:
+    path = run.path("training.csv")
+    path.write_text(path.read_text().replace(run.ensemble.checkpoints["shard-0"][0], "ab" * 32))
+
+
+@pytest.mark.parametrize(
+    ("plant", "said", "follow"),
+    [
+        (untrained, "train", train_again),
+        (lost_artefact, "run the same train command again", train_again),
+        (damaged_artefact, "run the same train command again", train_again),
+        (damaged_manifest, "", train_again),
+        (dropped_artefact, "run the same train command again", train_again),
+        (no_claim, "run the same train command again", train_again),
+        (strange_training_table, "train", train_again),
+        (resurrected_artefact, "unlearn flush", flushed),
+        (leftover, "unlearn flush", flushed),
+        (old_table, "unlearn flush", flushed),
+    ],
+)
+def test_the_cure_cures(run, plant, said, follow):
+    plant(run)
+    assert problems(run) != []
+    assert all(said in complaint.what + complaint.cure for complaint in problems(run))
+    follow(Run(run.directory))
+    assert problems(Run(run.directory)) == []
 
 
 def fail(*arguments: Any) -> Any:
@@ -250,7 +299,7 @@ def test_several_faults_are_all_told(run):
     lost_key(run)
     leftover(run)
     lost_environment(run)
-    assert {complaint.check for complaint in problems(run)} >= {"artefacts", "ledger", "environment"}
+    assert {complaint.check for complaint in problems(run)} == {"files", "artefacts", "ledger"}
 
 
 def test_looking_changes_nothing(run):

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from fairsisa.errors import ConfigError, LedgerError, VerificationError
+from fairsisa.errors import ConfigError, LedgerError, RunError, VerificationError
 from fairsisa.models import device
 from fairsisa.runs import making
 from fairsisa.runs.directory import Run
@@ -38,6 +38,7 @@ from unlearning_cases import (
     train_again,
     trained_in,
     verified,
+    vouched,
 )
 
 
@@ -98,6 +99,7 @@ def test_a_replay_of_all_trains_every_chain_from_scratch(case):
 
 def put_back_row(run: Run, gone: str, before: Examples) -> None:
     write_examples(before, run.table("examples"))
+    vouched(run)
 
 
 def put_back_place(run: Run, gone: str, before: Examples) -> None:
@@ -105,6 +107,7 @@ def put_back_place(run: Run, gone: str, before: Examples) -> None:
     partition.loc[0, "example_id"] = gone
     header = pq.read_schema(run.table("partition")).metadata
     pq.write_table(pa.Table.from_pandas(partition).replace_schema_metadata(header), run.table("partition"))
+    vouched(run)
 
 
 def put_back_artefact(run: Run, gone: str, before: Examples) -> None:
@@ -193,6 +196,19 @@ def test_every_planted_defect_is_found(case, plant, level, said):
     assert not any(gone in finding for finding in found.findings)
     if level == "disk":
         assert verified(run, "lineage").passed
+
+
+@pytest.mark.parametrize("level", ["lineage", "disk", "replay"])
+@pytest.mark.parametrize(("plant", "name"), [(put_back_row, "examples"), (put_back_place, "partition")])
+def test_a_table_that_the_pointer_does_not_vouch_for_is_refused(case, plant, name, level):
+    run, gone, before = case
+    pointer = run.path("ensemble.json").read_bytes()
+    plant(run, gone, before)
+    run.path("ensemble.json").write_bytes(pointer)
+    said = rf"{name}-1\.parquet is damaged \(its SHA-256 is not the one in ensemble\.json\): restore it from a backup"
+    with pytest.raises(RunError, match=said) as refused:
+        verified(run, level)
+    assert gone not in str(refused.value)
 
 
 def test_weights_that_were_changed_with_their_manifest_are_found_by_a_replay(case):

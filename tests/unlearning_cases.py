@@ -1,9 +1,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 from chains import LOGISTIC, QUICK, run_of
 from fairsisa.execution import Event
 from fairsisa.lineage import Lineage, slice_digest
-from fairsisa.runs.directory import Run
+from fairsisa.runs.directory import Run, file_digest
 from fairsisa.runs.making import Workplace
 from fairsisa.runs.requests import begin_ledger
 from fairsisa.runs.training import train_run
@@ -80,7 +81,8 @@ def copied(source: Run, folder: Path) -> Run:
     shutil.copytree(source.store.root, folder / "store", ignore=shutil.ignore_patterns("claims"))
     run = Run(folder / "run")
     config = yaml.safe_load(run.path("config.yaml").read_text())
-    run.path("config.yaml").write_text(yaml.safe_dump(config | {"store": str((folder / "store").resolve())}))
+    config["store"] = str((folder / "store").resolve())
+    run.path("config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     run.store.claim(run.directory, run.pointer.names)
     return run
 
@@ -145,6 +147,12 @@ def _texts(path: Path) -> Iterator[str]:
     if path.suffix == ".parquet":
         for _, column in pd.read_parquet(path).items():
             yield "\n".join(map(str, column.tolist()))
+
+
+def vouched(run: Run) -> None:
+    """Let the pointer vouch for the run's tables as they lie there now."""
+    digests = {name: file_digest(run.table(name)) for name in ("examples", "partition")}
+    run.write("ensemble.json", json.dumps(asdict(replace(run.pointer, tables=digests))))
 
 
 def planted(store: Store, parents: Iterable[str], *, kind: str = "student", examples: tuple[str, ...] = ()) -> str:

@@ -34,8 +34,7 @@ def ledger(config: Config, overrides: Sequence[str]) -> None:
     if config["format"] == "json":
         say(json.dumps({"ledger": found.ledger_id, "head": asdict(found.head), "rows": rows}, indent=1))
         return
-    shown = [{**row, "request": str(row["request"])[:12]} for row in rows]
-    print_rows([{key: _short(value) for key, value in row.items()} for row in shown])
+    print_rows([{key: _short(key, value) for key, value in row.items()} for row in rows])
     say(f"{len(rows)} {'requests' if asked is None else 'events'}; the chain is whole, its head is {found.head.seq}.")
 
 
@@ -119,7 +118,12 @@ def _events(found: Ledger, request: str) -> list[dict[str, Any]]:
     ]
 
 
-def _short(value: Any) -> str:
+def _short(key: str, value: Any) -> str:
+    """Return a value as a table shows it: ids by their first digits, times to the second, details cut."""
+    if key == "request":
+        return str(value)[:12]
+    if key in ("received", "time"):
+        return str(value)[:19].replace("T", " ")
     text = json.dumps(value) if isinstance(value, dict) else str(value)
     return text if len(text) <= 60 else text[:57] + "..."
 

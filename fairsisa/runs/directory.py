@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import yaml
 
 from fairsisa.errors import DataError, FairsisaError, RunError
+from fairsisa.lineage import canonical_json
 from fairsisa.settings import RunSettings, StorageSettings, plain, run_settings, settings_from
 from fairsisa.sisa.partition import Partition
 from fairsisa.store import Store
@@ -177,7 +178,8 @@ class Run:
         """
         make_folder(self.directory)
         self.write(ENVIRONMENT, json.dumps(environment, indent=1))
-        config = {"store": store, "source": source, "storage": plain(StorageSettings()), "settings": plain(settings)}
+        config = {"store": store, "source": source, "storage": plain(StorageSettings())}
+        config |= {"settings_digest": _digest(plain(settings)), "settings": plain(settings)}
         self.write(CONFIG, yaml.safe_dump(config, sort_keys=False))
         self.publish(Ensemble({}, {}, {}, UNTRAINED), examples, partition)
 
@@ -262,11 +264,16 @@ class Run:
     def _config(self) -> dict[str, Any]:
         path = self._require(CONFIG)
         with intact(path):
-            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            config = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            if _digest(config["settings"]) != config["settings_digest"]:  # what is cut off would take its default
+                raise ValueError("its settings are not those of its digest")
+            return {name: config[name] for name in ("store", "source", "storage", "settings_digest", "settings")}
 
     def _require(self, name: str) -> Path:
         path = self.path(name)
         if not path.is_file():
+            if name != ENSEMBLE and self.exists:
+                raise RunError(f"{self.directory} has lost its {name}: restore it from a backup.")
             raise RunError(
                 f"{self.directory} has no {name}: train it first, `fairsisa train run={self.directory} ...`."
             )
@@ -282,6 +289,10 @@ def intact(path: Path) -> Iterator[None]:
         raise
     except (ValueError, KeyError, TypeError, AttributeError, OSError, yaml.YAMLError) as error:
         raise RunError(f"{path} is damaged ({error}): restore it from a backup.") from error
+
+
+def _digest(settings: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(settings, "settings")).hexdigest()
 
 
 def file_digest(path: Path) -> str:

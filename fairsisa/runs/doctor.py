@@ -13,10 +13,13 @@ from fairsisa.models.device import numeric_environment
 from fairsisa.runs.directory import DEGRADED, LEDGER, UNTRAINED, WHOLE, Run
 from fairsisa.runs.making import Workplace
 from fairsisa.runs.unlearning import UNDER_WAY
-from fairsisa.runs.verifying import CERTIFICATES, verify_run
+from fairsisa.runs.verifying import CERTIFICATES, TRAINING, verify_run
 from fairsisa.settings import ExecutionSettings
 from fairsisa.sisa.certificate import decode
 from fairsisa.sisa.ledger import OPEN, Head, Ledger
+
+AGAIN = "run the same train command again: it makes what is missing or damaged, with the same bytes"
+RESTORE = "restore it from a backup"
 
 
 @dataclass(frozen=True)
@@ -36,23 +39,31 @@ def examine(run: Run, *, keys: Path) -> tuple[Complaint, ...]:
         try:
             found += check(run, keys)
         except (FairsisaError, OSError, ValueError, KeyError, TypeError) as error:
-            found.append(Complaint(name, str(error), "mend what it names, then run doctor again"))
+            if str(error) not in {complaint.what for complaint in found}:
+                found.append(Complaint(name, str(error), "mend what it names, then run doctor again"))
     return tuple(found)
 
 
 def _files(run: Run, keys: Path) -> Iterator[Complaint]:
+    """Read each file that the other checks go by, and every verb."""
+    for name in ("pointer", "settings", "environment", "examples", "partition"):
+        try:
+            getattr(run, name)
+        except FairsisaError as error:
+            yield Complaint("files", str(error), RESTORE)
+
+
+def _serving(run: Run, keys: Path) -> Iterator[Complaint]:
     status = run.pointer.status
     if status == UNTRAINED:
-        yield Complaint(
-            "training", "The run was begun, but not trained to its end.", "run the same train command again"
-        )
+        yield Complaint("training", "The run was begun, but not trained to its end.", AGAIN)
     if status == DEGRADED:
         yield Complaint("serving", "The ensemble is served without some constituents.", _flush(run))
     examples, partition = run.examples, run.partition
     train = set(examples.frame.loc[examples.frame["split"] == "train", "example_id"])
     if train != set(partition.example_ids):
         odd = len(train ^ set(partition.example_ids))
-        yield Complaint("tables", f"{odd} examples are in one of the two tables only.", "restore both from a backup")
+        yield Complaint("tables", f"{odd} examples are in one of the two tables only.", RESTORE)
 
 
 def _artefacts(run: Run, keys: Path) -> Iterator[Complaint]:
@@ -60,21 +71,16 @@ def _artefacts(run: Run, keys: Path) -> Iterator[Complaint]:
     records = {entry.name: entry for entry in store.records()}
     lost = ensemble.names - records.keys()
     if lost:
-        again = "run the same train command again: it makes what is missing"
-        yield Complaint("artefacts", f"{len(lost)} artefacts that are served are not in the store.", again)
+        yield Complaint("artefacts", f"{len(lost)} artefacts that are served are not in the store.", AGAIN)
     for name, problem in store.verify().items():
         if name in ensemble.names:
-            yield Complaint(
-                "artefacts", problem, "run the same train command again: it makes what is damaged, the same"
-            )
+            yield Complaint("artefacts", problem, AGAIN)
     last = [steps[-1] for steps in ensemble.chains.values() if steps]
     dropped = [name for name in last if name in records and not records[name].kept]
     if dropped and ensemble.status == WHOLE:
-        yield Complaint("artefacts", f"{len(dropped)} constituents lack the weights they serve.", "train again")
+        yield Complaint("artefacts", f"{len(dropped)} constituents lack the weights they serve.", AGAIN)
     if str(run.directory.resolve()) not in store.claims() and ensemble.status != UNTRAINED:
-        yield Complaint(
-            "claim", "The run has no claim on its artefacts: `store gc` would delete them.", "run train again"
-        )
+        yield Complaint("claim", "The run has no claim on its artefacts: `store gc` would delete them.", AGAIN)
 
 
 def _requests(run: Run, keys: Path) -> Iterator[Complaint]:
@@ -106,7 +112,7 @@ def _leftovers(run: Run, keys: Path) -> Iterator[Complaint]:
     place = Workplace(run, run.settings, ExecutionSettings(num_workers=1), lambda event: None)
     verification = verify_run(place, Ledger.open(run.path(LEDGER), keys), level="disk")
     for finding in verification.findings:
-        yield Complaint("forgotten data", finding, _flush(run))
+        yield Complaint("forgotten data", finding, _cure(run, finding))
     for note in verification.notes:
         yield Complaint("forgotten data", note, is_problem=False)
 
@@ -133,8 +139,14 @@ def _certificates(run: Run, ledger: Ledger) -> Iterator[Complaint]:
             certificate = decode(path.read_bytes(), ledger.key)
             heads.append(Head(certificate.ledger_seq, certificate.ledger_digest))
         except VerificationError as error:
-            yield Complaint("certificates", f"{path.name}: {error}", "restore it from a backup")
+            yield Complaint("certificates", f"{path.name}: {error}", "restore it, or the ledger and key it quotes")
     ledger.check(heads)
+
+
+def _cure(run: Run, finding: str) -> str:
+    if ": run " in finding:
+        return "do what it says"
+    return AGAIN if finding.startswith(("What the run serves", TRAINING)) else _flush(run)
 
 
 def _flush(run: Run) -> str:
@@ -143,6 +155,7 @@ def _flush(run: Run) -> str:
 
 CHECKS: dict[str, Callable[[Run, Path], Iterator[Complaint]]] = {
     "files": _files,
+    "serving": _serving,
     "artefacts": _artefacts,
     "ledger": _requests,
     "forgotten data": _leftovers,

@@ -120,6 +120,8 @@ def _execute(place: Workplace, ledger: Ledger, chosen: Collection[str], settings
         pages = [page for batch in (interrupted, fresh) if batch for page in _carry_out(place, ledger, settings, batch)]
         if pages:
             retain(run)
+        elif not waiting:
+            _tidy(run, ledger)
     report = None
     if settings.evaluate and (pages or not run.path(DERIVED).is_file()) and can_be_measured(run):
         report = evaluate_run(run, execution=place.execution, on_event=place.on_event)
@@ -222,6 +224,14 @@ def _made(run: Run, assembly: Assembly, results: Sequence[SliceResult]) -> dict[
                 "core_seconds": sum(row.seconds for row in new),
             }
     return made
+
+
+def _tidy(run: Run, ledger: Ledger) -> None:
+    """Delete what a killed command left, and what was made from forgotten examples after they were purged."""
+    run.prune()
+    going = doomed(run, forgotten_ids(run, ledger))
+    if going.names:
+        _purge(run, going)
 
 
 def _purge(run: Run, going: Doomed) -> None:

@@ -79,8 +79,8 @@ class Partition:
             PartitionError: when `examples` hold no train example beside those of the partition.
         """
         known = set(self.example_ids)
-        frame = examples.frame
-        rows = frame[(frame["split"] == TRAIN).to_numpy(bool) & ~frame["example_id"].isin(known).to_numpy(bool)]
+        train = examples.split(TRAIN)
+        rows = train[~train["example_id"].isin(known).to_numpy(dtype=bool)]
         if rows.empty:
             raise PartitionError(f"Expected new train examples in {examples.name!r}, got none: nothing to add.")
         new = rows[["example_id", "subject_id"]].reset_index(drop=True)

@@ -111,11 +111,13 @@ def train_shard(task: ShardTask, report: Report) -> list[SliceResult]:
 def first_to_train(store: Store, stages: Sequence[Stage]) -> int:
     """Return the index of the first stage that training must make; the number of stages when nothing is missing.
 
-    A checkpoint counts as missing unless it exists or was dropped on purpose; training restarts early enough to find
-    the weights it continues from.
+    A checkpoint counts as missing unless it exists or was dropped on purpose, as no policy drops the last one with
+    examples, which is served; training restarts early enough to find the weights it continues from.
     """
     there = [store.has(stage.lineage.name) for stage in stages]
-    first = next((i for i, has in enumerate(there) if not has and not _was_dropped(store, stages[i])), len(stages))
+    served = max((stage.index for stage in stages if stage.lineage.examples), default=0)
+    missing = (i for i, has in enumerate(there) if not has and (i == served or not _was_dropped(store, stages[i])))
+    first = next(missing, len(stages))
     if first == len(stages):
         return first
     for index in reversed(range(first)):
