@@ -3,6 +3,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -102,8 +103,13 @@ def test_help_lists_every_setting_with_its_default(fairsisa_command, name, flag)
 
 def test_help_lists_every_choice(fairsisa_command):
     _, out, _ = fairsisa_command("train", "--help")
-    for group in ("experiment", "data", "model", "partition", "trainer", "logger"):
+    for group in ("data", "model", "partition", "trainer", "logger"):
         assert f"  {group}={' | '.join(options()[group])}\n" in out
+    _, other, _ = fairsisa_command("simulate", "--help")
+    (trained,), (studied,) = (re.findall(r"^  experiment=(.*)$", said, flags=re.MULTILINE) for said in (out, other))
+    assert sorted([*trained.split(" | "), *studied.split(" | ")]) == options()["experiment"]
+    assert (trained.count("deletions_"), "quickstart" in trained.split(" | ")) == (0, True)
+    assert all(name.startswith("deletions_") for name in studied.split(" | "))
     assert "run=???" in fairsisa_command("evaluate", "--help")[1]
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fairsisa.cli import forgetting
 from fairsisa.cli.composing import compose
 from fairsisa.cli.main import run_command
+from fairsisa.cli.reading import request_of
 from fairsisa.data.synthetic_samples import load_synthetic_tabular
 from fairsisa.runs.directory import Run
 from fairsisa.runs.planning import plan_deletion
@@ -100,24 +100,36 @@ def test_words_that_are_quoted_for_hydra_lose_its_quotes():
         ("[17,b4]", ("17", "b4")),
         ("[007]", ("007",)),
         ("['17','1.50']", ("17", "1.50")),
+        ("[007,'b 4']", ("007", "b 4")),
         ("[-3]", ("-3",)),
         ("[]", ()),
-        ("null", ()),
-        ("[a-1,b_2]", ("a-1", "b_2")),
+        ("[a-1, b_2]", ("a-1", "b_2")),
         ("[1_000]", ("1_000",)),
+        ("[1e5,0x1f,.5]", ("1e5", "0x1f", ".5")),
+        ("[1.50,inf,nan]", ("1.50", "inf", "nan")),
+        ("[true,No,null,~]", ("true", "No", "null", "~")),
+        ("[a=b,c:d,{e},(f)]", ("a=b", "c:d", "{e}", "(f)")),
+        ("[${HOME},10%,#1,schön]", ("${HOME}", "10%", "#1", "schön")),
+        ("['a,b']", ("a,b",)),
     ],
 )
-def test_whole_numbers_stand_for_their_digits(given, ids):
+def test_ids_are_text_exactly_as_typed(given, ids):
     config = compose("unlearn", ["run=x", f"request.ids={given}", f"request.subjects={given}"])
-    request = forgetting.request_settings(config)
+    request = request_of(config)
     assert (request.ids, request.subjects) == (ids, ids)
 
 
-@pytest.mark.parametrize("given", ["[1.5]", "[true]", "[null]", "a17"])
-def test_what_is_no_id_is_refused(command, given):
-    status, _, err = command("plan", f"request.ids={given}")
-    assert (status, err.count("\n")) == (2, 1)
-    assert "request.ids" in err
+@pytest.mark.parametrize("key", ["ids", "subjects"])
+@pytest.mark.parametrize("given", ["a17", "12", "'a17'", "null", "{a: b}", "['007',true]"])
+def test_what_is_no_list_of_ids_is_refused(command, key, given):
+    status, out, err = command("plan", f"request.{key}={given}")
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert f"request.{key}" in err
+
+
+def test_a_single_id_is_told_how_to_be_a_list(command):
+    assert "Expected request.ids to be a list, got 'a17'; write [a17]." in command("plan", "request.ids=a17")[2]
+    assert "Expected request.ids to be a list, got 12; write [12]." in command("plan", "request.ids=12")[2]
 
 
 def test_a_plan_says_what_matters_and_touches_nothing(command, run):

@@ -84,13 +84,13 @@ def test_the_ledger_is_shown_without_a_name(command, run):
 def test_the_events_of_one_request_are_shown(command, run):
     (request,) = ledger_of(run).requests()
     states = [event.state for event in ledger_of(run).history()]
-    status, out, _ = command("ledger", f"request={request.request_id[:6]}", "format=json")
+    status, out, _ = command("ledger", f"id={request.request_id[:6]}", "format=json")
     told = json.loads(out)
     assert (status, [row["state"] for row in told["rows"]]) == (0, states)
     assert told["ledger"] == ledger_of(run).ledger_id
     assert told["head"] == {"seq": ledger_of(run).head.seq, "digest": ledger_of(run).head.digest}
     assert told["rows"][-1]["detail"]["level"] == "disk"
-    status, out, _ = command("ledger", f"request={request.request_id}")
+    status, out, _ = command("ledger", f"id={request.request_id}")
     assert (status, f"{len(states)} events; the chain is whole" in out) == (0, True)
 
 
@@ -153,13 +153,13 @@ def test_what_is_asked_wrongly_is_answered_in_one_line(command, run, words, said
 
 
 def test_an_unknown_request_is_told(command, run):
-    status, _, err = command("ledger", "request=ffffffff")
+    status, _, err = command("ledger", "id=ffffffff")
     assert (status, err.count("\n")) == (1, 1)
 
 
 def test_a_request_may_be_named_by_digits_alone(command, run):
     for digits in ("123456", "1e5000"):
-        status, _, err = command("ledger", f"request={digits}")
+        status, _, err = command("ledger", f"id={digits}")
         assert (status, digits in err) == (1, True)
 
 
@@ -197,7 +197,7 @@ def test_the_doctor_tells_what_is_wrong_and_what_helps(command, run):
     assert status == 1
     assert "problem" in out
     assert "no claim on its artefacts" in out
-    assert "run train again" in out
+    assert "run the same train command again" in out
     assert err == f"fairsisa: {run.directory} has 1 problem.\n"
 
 

@@ -173,3 +173,35 @@ def test_of_many_that_create_a_file_at_once_one_succeeds(tmp_path):
         thread.join()
     assert [(tmp_path / "file").read_text()] == [str(index) for index in won]
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
+
+
+def test_what_killed_processes_left_goes_once_it_is_old(tmp_path):
+    (tmp_path / "clock").touch()
+    now = (tmp_path / "clock").stat().st_mtime
+    hexadecimal = "0123456789abcdef"
+    ages = {
+        f".old.key.{hexadecimal}.partial": 61,
+        f".young.key.{hexadecimal}.partial": 50,
+        f".tomorrow.key.{hexadecimal}.partial": -86400,
+        f".old.sqlite.{hexadecimal}.partial": 61,
+        ".old.key.partial": 61,
+        "old.key": 61,
+    }
+    for name, age in ages.items():
+        (tmp_path / name).write_bytes(b"half")
+        os.utime(tmp_path / name, (now - age, now - age))
+    assert create_once(tmp_path / "new.key", b"whole")
+    left = {path.name for path in tmp_path.iterdir()} - {"clock", "new.key"}
+    assert left == ages.keys() - {f".old.key.{hexadecimal}.partial"}
+    assert (tmp_path / "new.key").read_bytes() == b"whole"
+
+
+def test_who_loses_the_leftover_of_a_long_sleep_is_told(tmp_path, monkeypatch):
+    def slept(source, target):
+        Path(source).unlink()
+        raise FileNotFoundError(2, "No such file or directory", source)
+
+    monkeypatch.setattr(os, "link", slept)
+    with pytest.raises(LedgerError, match=r"Could not create .*file: .*No such file or directory.*then run it again"):
+        create_once(tmp_path / "file", b"whole")
+    assert list(tmp_path.iterdir()) == []

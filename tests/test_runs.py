@@ -31,7 +31,6 @@ from fairsisa.settings import (
     PartitionSettings,
     PathSettings,
     RunSettings,
-    StorageSettings,
     TrainerSettings,
     plain,
 )
@@ -363,7 +362,9 @@ def test_a_run_that_is_not_trained_cannot_be_evaluated(begun, tmp_path):
             environment={"commands": []},
         )
     said = r"is not trained: run `fairsisa train run=.*` to its end"
-    with pytest.raises(RunError, match=said if begun else r"has no ensemble\.json: train it first, `fairsisa train run="):
+    if not begun:
+        said = r"has no ensemble\.json: train it first, `fairsisa train run="
+    with pytest.raises(RunError, match=said):
         evaluate(tmp_path)
     assert Run(tmp_path / "run").exists is begun
 

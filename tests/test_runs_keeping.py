@@ -116,6 +116,15 @@ def test_a_policy_that_train_is_given_holds_for_what_it_trains(tmp_path):
     assert (table["seconds"] > 0).all()
 
 
+def test_a_policy_that_cannot_be_kept_is_not_written_down(tmp_path):
+    run = trained_in(tmp_path, storage=LAST)
+    with pytest.raises(ConfigError, match="the smallest valid value is"):
+        train_again(run, storage=StorageSettings(retention="all", max_bytes=1))
+    assert (run.storage, run.ensemble.status) == (LAST, "whole")
+    train_again(run)
+    assert run.storage == LAST
+
+
 def test_a_run_serves_without_the_checkpoints_that_were_dropped(run):
     before = evaluate_run(run, execution=HERE, on_event=silent).evaluation.metrics
     kept_with(run, retention="last")

@@ -307,10 +307,15 @@ def test_every_training_example_may_go(run):
 
 def test_everything_may_go(run):
     gone = run.examples.example_ids
-    forget(run, *gone)
+    out = forget(run, *gone)
     assert holders_of(run.directory.parent, gone[:5]) == set()
-    assert len(run.examples) == 0
-    assert verified(run).passed
+    assert (len(run.examples), run.partition.example_ids) == (0, ())
+    assert [verified(run, level).passed for level in ("lineage", "disk", "replay")] == [True, True, True]
+    assert certificate(run, out.certificates[0]).level == "disk"
+    assert states(run)[-1] == "attested"
+    assert forget(run, *gone).certificates == ()
+    train_again(run)
+    assert (len(run.examples), states(run)[-1]) == (0, "attested")
 
 
 @pytest.mark.parametrize("level", ["lineage", "disk", "replay"])

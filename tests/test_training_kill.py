@@ -49,7 +49,7 @@ LONG = [
     "data.options.num_examples=1500",
     "model=logistic",
     "trainer.budget=listed",
-    "trainer.slice_epochs=[1,300]",
+    "trainer.slice_epochs=[1,120]",
     "evaluation.baselines=[]",
 ]
 DRIVER = """

@@ -92,6 +92,8 @@ def is_clean(attempt: Attempt) -> bool:
 
 MENDED = [
     (torn, "checkpoint payload"),
+    (flipped, "checkpoint payload"),
+    (torn, "prediction payload"),
     (flipped, "checkpoint manifest"),
     (torn, "prediction manifest"),
     (flipped, "claim"),
@@ -99,9 +101,11 @@ MENDED = [
     (torn, "training.csv"),
 ]
 REFUSED = [
-    (flipped, "checkpoint payload"),
     (torn, "ensemble.json"),
     (torn, "config.yaml"),
+    (flipped, "config.yaml"),
+    (flipped, "ensemble.json"),
+    (torn, "environment.json"),
     (torn, "examples"),
     (flipped, "ledger.sqlite"),
     (torn, "key"),

@@ -6,11 +6,12 @@ import errno
 import os
 import secrets
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from fairsisa.errors import LedgerError
 
+STALE = 60.0
 CURES = {
     errno.ENOSPC: "free disk space",
     errno.EDQUOT: "free disk space or raise the quota",
@@ -27,7 +28,8 @@ def create_once(path: Path, data: bytes) -> bool:
     """Write a file of mode 0600, whole or not at all; return whether it was written, False when one is there.
 
     Missing folders are made with mode 0700. When it returns, the file would survive a power cut. Of several
-    processes that create the same file at once, one succeeds.
+    processes that create the same file at once, one succeeds. What killed ones left of files with the same suffix goes
+    once it is older than `STALE` seconds: a younger one may be another process's at work.
 
     Raises:
         LedgerError: naming the file and the cure, when the disk refuses.
@@ -37,6 +39,7 @@ def create_once(path: Path, data: bytes) -> bool:
         _make_folder(path.parent)
         try:
             _write(partial, data)
+            _sweep(partial, path.suffix)
             os.link(partial, path)
             created = True
         except FileExistsError:
@@ -63,6 +66,15 @@ def _write(path: Path, data: bytes) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _sweep(partial: Path, suffix: str) -> None:
+    """Delete old leftovers beside a new file; its time tells the file system's clock, which may not be ours."""
+    now = partial.stat().st_mtime
+    for left in partial.parent.glob(f".*{suffix}.{'[0-9a-f]' * 16}.partial"):
+        with suppress(FileNotFoundError):  # another process was faster
+            if now - left.stat().st_mtime > STALE:
+                left.unlink()
 
 
 def _make_folder(path: Path) -> None:
