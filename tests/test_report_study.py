@@ -14,13 +14,11 @@ from fairsisa.report.study import (
     DIFFERENCES,
     RESULTS,
     StudyReport,
-    cost_by_deletions,
-    cumulative_costs,
     findings,
-    metric_by_deletions,
     study_json,
     write_study,
 )
+from fairsisa.report.study_plots import cost_by_deletions, cumulative_costs, metric_by_deletions
 from fairsisa.report.style import BLUE, GREEN, VERMILION
 from test_report_page import EVIL, Page
 
