@@ -60,3 +60,11 @@ class LedgerError(FairsisaError):
 
 class VerificationError(FairsisaError):
     """A check of forgotten data, a certificate or a replay failed; the message names what was found."""
+
+
+class SolverError(FairsisaError):
+    """No solver gave an answer that keeps its promise; the message says what each one said."""
+
+
+class StaleError(FairsisaError):
+    """A post-processor was fitted on something that is no longer served; refit it."""
