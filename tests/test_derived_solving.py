@@ -12,10 +12,11 @@ from scipy.optimize import linprog
 from fairsisa.errors import ConfigError, DataError, SolverError
 from fairsisa.fairness.derived import solving
 from fairsisa.fairness.derived.criteria import CRITERIA, Criterion, cost_matrix
-from fairsisa.fairness.derived.hulls import ScoreChain, realise, regions_of, score_chains, threshold_mixture
+from fairsisa.fairness.derived.hulls import realise, regions_of
 from fairsisa.fairness.derived.joint import Joint, count_joint
 from fairsisa.fairness.derived.plane import aim_of, solve_strict
 from fairsisa.fairness.derived.solving import solve, solve_path
+from fairsisa.fairness.derived.thresholds import ScoreChain, score_chains, threshold_mixture
 
 CLASSES = ("no", "yes")
 GROUPS = tuple("abcde")

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-from scipy.optimize import isotonic_regression
 
 from fairsisa.fairness.derived.joint import Joint
 
 MOST_PAIRS = 1 << 20
-MOST_CHORDS = 256
-ONE = np.uint64(1)
 ON_CHAIN = 1e-12
 
 
@@ -119,75 +114,6 @@ def realise(joint: Joint, regions: Regions, targets: np.ndarray) -> np.ndarray:
     return mixing
 
 
-@dataclass(frozen=True, eq=False)
-class ScoreChain:
-    """What thresholds on a score allow in one group: a chain, and the threshold that leads to each of its points.
-
-    Only rules that decide 1 at and above a threshold, and mixtures of them, count: the chain is the concave hull of the
-    ROC curve. `thresholds[i]`, falling from infinity, is the lowest score decided 1 at point i; `weights` are those of
-    the group's two labels, shape (2,).
-    """
-
-    chain: Chain
-    thresholds: np.ndarray
-    weights: np.ndarray
-
-
-def score_chains(
-    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, num_groups: int, weights: np.ndarray | None = None
-) -> list[ScoreChain]:
-    """Return each group's chain; scores, 0 or more, labels 0 or 1 and group numbers have shape (num_rows,).
-
-    Thresholds are rounded down to even mantissas: scores that differ in the last bit alone count as equal. O(n log n).
-    """
-    found = []
-    for group in range(num_groups):
-        rows = np.flatnonzero(groups == group)
-        amounts = None if weights is None else weights[rows]
-        found.append(_score_chain(*_levels(scores[rows], labels[rows], amounts)))
-    return found
-
-
-def threshold_mixture(source: ScoreChain, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return thresholds, falling, and their weights, shape (k,) with k <= 3, whose mixture gives the target.
-
-    A rule decides 1 at and above one of the thresholds, drawn with its weight; so the chance of a 1 rises with the
-    score. The target, rates as in `Chain`, lies between chain and diagonal. Of the mixtures of a corner with a point on
-    an edge, one is taken that leaves the fewest rows to chance.
-    """
-    points, steps = source.chain.points, source.chain.steps
-    place = int(np.clip(np.searchsorted(source.chain.lengths, target.sum(), side="right") - 1, 0, len(steps) - 1))
-    if _cross(steps[place], target - points[place]) >= -ON_CHAIN:
-        share = float(np.clip((target.sum() - source.chain.lengths[place]) / steps[place].sum(), 0.0, 1.0))
-        return _mixture(source.thresholds, {place: 1.0 - share, place + 1: share})
-    starts = np.unique(np.linspace(0, place, min(place + 1, MOST_CHORDS)).astype(np.int64))
-    toward = target - points[starts]
-    beyond = _cross(toward[:, None], points[None, place:-1] - points[starts][:, None]) >= -ON_CHAIN
-    ends = place + beyond.shape[1] - 1 - np.argmax(beyond[:, ::-1], axis=1)
-    bend = _cross(toward, steps[ends])
-    share = np.divide(_cross(points[ends] - points[starts], toward), bend, out=np.zeros(len(ends)), where=bend != 0)
-    meets = (_cross(toward, points[-1] - points[starts]) <= ON_CHAIN) & (ends > starts)
-    masses = points @ source.weights
-    best = int(np.argmin(np.where(meets, masses[ends + 1] - masses[starts], np.inf)))
-    start, end, share = int(starts[best]), int(ends[best]), float(np.clip(share[best], 0.0, 1.0))
-    reached = points[end] + share * steps[end]
-    far = float((target - points[start]).sum() / (reached - points[start]).sum())
-    shares = Counter({start: 1.0 - far})
-    shares.update({end: far * (1.0 - share)})
-    shares.update({end + 1: far * share})
-    return _mixture(source.thresholds, shares)
-
-
-def _cross(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    return np.asarray(one[..., 0] * other[..., 1] - one[..., 1] * other[..., 0])
-
-
-def _mixture(thresholds: np.ndarray, shares: Mapping[int, float]) -> tuple[np.ndarray, np.ndarray]:
-    kept = [place for place, share in sorted(shares.items()) if share > 0.0]
-    found = np.array([shares[place] for place in kept])
-    return thresholds[kept], found / found.sum()
-
-
 def _distinct(joint: Joint) -> tuple[np.ndarray, np.ndarray]:
     """Return the group of each distinct (group, counts), and the place among these of each cell.
 
@@ -224,6 +150,8 @@ def _interval(chain: Chain, target: np.ndarray) -> tuple[float, float]:
     the chain is concave, piecewise linearly.
     """
     span = float(np.clip(target.sum(), 0.0, chain.lengths[-1]))
+    if target[1] >= float(np.interp(span, chain.lengths, chain.points[:, 1])) - ON_CHAIN:
+        return 0.0, span
     last = chain.lengths[-1] - span
     knots = np.concatenate([chain.lengths, chain.lengths - span])
     knots = np.unique(np.clip(knots, 0.0, last))
@@ -251,45 +179,3 @@ def _overlap(
             inside = np.minimum(high, reach) - np.maximum(low, reach - sizes)
             mixing[cells] = np.clip(inside / sizes, 0.0, 1.0)
     return mixing
-
-
-def _levels(
-    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the distinct scores, falling, and the weight of negatives and of positives at or above each."""
-    bits = (scores.astype(np.float64) + 0.0).view(np.uint64)  # the order of the bits is that of numbers >= 0
-    if weights is None:
-        keys = np.sort((bits & ~ONE) | labels.astype(np.uint64))[::-1]  # sorting whole words is far faster than ranks
-        positives = np.cumsum(keys & ONE).astype(np.float64)
-        negatives = np.arange(1.0, len(keys) + 1.0) - positives
-    else:
-        order = np.argsort(bits, kind="stable")[::-1]
-        keys, amounts, positive = bits[order], weights[order], labels[order] == 1
-        positives, negatives = np.cumsum(amounts * positive), np.cumsum(amounts * ~positive)
-    levels = keys & ~ONE
-    last = np.append(np.flatnonzero(levels[1:] != levels[:-1]), len(levels) - 1)
-    return levels[last].view(np.float64), negatives[last], positives[last]
-
-
-def _score_chain(levels: np.ndarray, negatives: np.ndarray, positives: np.ndarray) -> ScoreChain:
-    """Return the hull of a ROC curve: its blocks are those of the isotonic regression of label on score."""
-    amounts = np.diff(np.stack([negatives, positives]), axis=1, prepend=0.0)
-    rows = amounts.sum(axis=0)
-    weighted = np.flatnonzero(rows > 0)
-    fit = isotonic_regression(amounts[1, weighted] / rows[weighted], weights=rows[weighted], increasing=False)
-    corners = weighted[fit.blocks[1:] - 1]
-    totals = np.array([negatives[-1], positives[-1]])
-    points = np.zeros((len(corners) + 1, 2))
-    points[1:] = np.stack([negatives[corners], positives[corners]], axis=1) / np.where(totals > 0, totals, 1.0)
-    return ScoreChain(Chain(points), np.concatenate([[np.inf], levels[corners]]), totals)
-
-
-def spread(chains: Sequence[Chain], points: np.ndarray) -> float:
-    """Return how far points lie outside the regions, at most (0 inside); `points` has shape (G, 2)."""
-    outside = 0.0
-    for chain, point in zip(chains, points, strict=True):
-        above = float(point[1] - chain.upper_at(point[0]))
-        mirrored = chain.end - point
-        below = float(mirrored[1] - chain.upper_at(mirrored[0]))
-        outside = max(outside, above, below)
-    return outside

@@ -11,6 +11,8 @@ import numpy as np
 DENSE = 4
 """Cells of a dense table, per row, up to which counting into it beats sorting the rows."""
 SMALL_TABLE = 1 << 16
+FLOAT32_BITS, FLOAT64_BITS = 24, 52
+BLOCK = 1 << 13
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,7 @@ class Joint:
 
     def mean_cost(self, mixing: np.ndarray, costs: np.ndarray) -> float:
         """Return the mean of `costs[label, decision]` under the mixing, weighted as the rows are."""
-        return float(np.einsum("ny,nd,yd->", self.counts, mixing, costs) / self.counts.sum())
+        return float(((self.counts.T @ mixing) * costs).sum() / self.counts.sum())
 
 
 def count_joint(
@@ -98,27 +100,20 @@ def pack_votes(votes: np.ndarray, num_classes: int) -> np.ndarray:
     """Return one non-negative int64 per row that tells its pattern of votes; equal patterns have equal codes.
 
     `votes` holds class indices, shape (num_rows, num_constituents). The code is the number whose digits, in base
-    `num_classes`, are the votes, first vote lowest; it must fit: num_constituents * log2(num_classes) <= 56.
+    `num_classes`, are the votes, first vote lowest; it must fit (see `fits_code`), so that floats hold it exactly.
     """
     num_rows, num_votes = votes.shape
-    if num_classes == 2:
-        packed = np.packbits(votes.astype(np.uint8, copy=False), axis=1, bitorder="little")
-        if packed.shape[1] <= 2:
-            low = packed[:, 0].astype(np.int64)
-            return low | (packed[:, 1].astype(np.int64) << 8) if packed.shape[1] == 2 else low
-        wide = np.zeros((num_rows, 8), dtype=np.uint8)
-        wide[:, : packed.shape[1]] = packed
-        return wide.view("<u8")[:, 0].astype(np.int64)
-    codes = np.zeros(num_rows, dtype=np.int64)
-    for place in reversed(range(num_votes)):
-        codes *= num_classes
-        codes += votes[:, place]
+    kind = np.float32 if num_votes * np.log2(num_classes) <= FLOAT32_BITS else np.float64
+    powers = (float(num_classes) ** np.arange(num_votes)).astype(kind)
+    codes = np.empty(num_rows, dtype=np.int64)
+    for start in range(0, num_rows, BLOCK):  # a block's digits stay in the cache between conversion and product
+        codes[start : start + BLOCK] = votes[start : start + BLOCK].astype(kind) @ powers
     return codes
 
 
 def fits_code(num_constituents: int, num_classes: int) -> bool:
     """Whether every pattern of so many votes has a code of its own; see `pack_votes`."""
-    return num_constituents * float(np.log2(num_classes)) <= 56.0
+    return num_constituents * float(np.log2(num_classes)) <= FLOAT64_BITS
 
 
 def refine(joint: Joint, of_cell: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> tuple[Joint, np.ndarray]:
