@@ -40,7 +40,7 @@ class Chain:
         """The edges' outer normals of length 1, shape (m, 2); zero for an edge too short for its ends to differ."""
         sizes = np.hypot(self.steps[:, 0], self.steps[:, 1])
         turned = np.stack([-self.steps[:, 1], self.steps[:, 0]], axis=1)
-        return np.divide(turned, sizes[:, None], out=np.zeros_like(turned), where=sizes[:, None] > 0)
+        return np.asarray(np.divide(turned, sizes[:, None], out=np.zeros_like(turned), where=sizes[:, None] > 0))
 
     @property
     def lower(self) -> np.ndarray:

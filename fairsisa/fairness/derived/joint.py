@@ -107,7 +107,7 @@ def pack_votes(votes: np.ndarray, num_classes: int) -> np.ndarray:
     powers = (float(num_classes) ** np.arange(num_votes)).astype(kind)
     codes = np.empty(num_rows, dtype=np.int64)
     for start in range(0, num_rows, BLOCK):  # a block's digits stay in the cache between conversion and product
-        codes[start : start + BLOCK] = votes[start : start + BLOCK].astype(kind) @ powers
+        codes[start : start + BLOCK] = np.dot(votes[start : start + BLOCK].astype(kind), powers)
     return codes
 
 
