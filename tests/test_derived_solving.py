@@ -16,7 +16,7 @@ from fairsisa.fairness.derived.hulls import realise, regions_of
 from fairsisa.fairness.derived.joint import Joint, count_joint
 from fairsisa.fairness.derived.plane import aim_of, solve_strict
 from fairsisa.fairness.derived.solving import solve, solve_path
-from fairsisa.fairness.derived.thresholds import ScoreChain, score_chains, threshold_mixture
+from fairsisa.fairness.derived.thresholds import ScoreChain, levels_of, score_chains, threshold_mixture
 
 CLASSES = ("no", "yes")
 GROUPS = tuple("abcde")
@@ -225,7 +225,7 @@ def score_problem(seed: int, num_rows: int = 300, *, digits: int = 2) -> tuple[n
 
 def mixed(source: ScoreChain, scores: np.ndarray, target: np.ndarray) -> np.ndarray:
     thresholds, weights = threshold_mixture(source, target)
-    return sum(w * (scores >= t) for t, w in zip(thresholds, weights, strict=True))
+    return sum(w * (levels_of(scores) >= t) for t, w in zip(thresholds, weights, strict=True))
 
 
 @given(st.integers(0, 1000), st.floats(0, 1), st.floats(0, 1), st.sampled_from([1, 2, 15]))
@@ -246,10 +246,10 @@ def test_a_score_chain_is_the_hull_of_the_roc_curve(seed):
     for group, source in enumerate(score_chains(scores, labels, groups, num_groups=3)):
         own, truth = scores[groups == group], labels[groups == group]
         for threshold in np.unique(own):
-            f, t = ((own >= threshold)[truth == y].mean() for y in (0, 1))
+            f, t = ((levels_of(own) >= levels_of(threshold))[truth == y].mean() for y in (0, 1))
             assert t <= source.chain.upper_at(f) + 1e-12
         for point, threshold in zip(source.chain.points, source.thresholds, strict=True):
-            at = tuple((own >= threshold)[truth == y].mean() for y in (0, 1))
+            at = tuple((levels_of(own) >= threshold)[truth == y].mean() for y in (0, 1))
             assert tuple(point) == pytest.approx(at, abs=1e-12)
         slopes = np.diff(source.chain.points[:, 1]) / np.maximum(np.diff(source.chain.points[:, 0]), 1e-300)
         assert (np.diff(slopes) <= 1e-9 * np.abs(slopes[:-1])).all()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Criterion:
             raise ConfigError(f"Expected a criterion of {', '.join(CRITERIA)}; got {self.name!r}.")
         if self.form not in FORMS:
             raise ConfigError(f"Expected the form of {self.name} to be max or mean, got {self.form!r}.")
-        if isinstance(self.tolerance, bool) or not self.tolerance >= 0.0:
+        if not (_is_number(self.tolerance) and self.tolerance >= 0.0):
             raise ConfigError(f"Expected the tolerance of {self.name} to be 0 or more, got {self.tolerance!r}.")
         if self.name == BOUNDED_GROUP_LOSS and self.form == "mean":
             raise ConfigError("bounded_group_loss bounds every group by itself: it has no mean form.")
@@ -127,7 +128,7 @@ def cost_matrix(num_classes: int, *, false_positive_cost: float = 1.0, false_neg
         ConfigError: when a cost is negative or not finite, both are zero, or unequal costs meet more than two classes.
     """
     for name, cost in (("false_positive_cost", false_positive_cost), ("false_negative_cost", false_negative_cost)):
-        if isinstance(cost, bool) or not (math.isfinite(cost) and cost >= 0.0):
+        if not (_is_number(cost) and math.isfinite(cost) and cost >= 0.0):
             raise ConfigError(f"Expected {name} to be finite, 0 or more; got {cost!r}.")
     if false_positive_cost == false_negative_cost == 0.0:
         raise ConfigError("Expected false_positive_cost or false_negative_cost to be above 0; both are 0.")
@@ -136,6 +137,10 @@ def cost_matrix(num_classes: int, *, false_positive_cost: float = 1.0, false_neg
     if num_classes != 2:
         return (1.0 - np.eye(num_classes)) * false_positive_cost
     return np.array([[0.0, false_positive_cost], [false_negative_cost, 0.0]])
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _rate(name: str, coefficients: np.ndarray, label_counts: np.ndarray) -> GroupRate:

@@ -54,7 +54,8 @@ def solve_program(
     """Return the cheapest rule P(D=d | group, state) that meets every criterion (Hardt et al. 2016, section 4).
 
     `costs[label, decision]`, shape (C, C), finite; `classes` and `groups` name labels and groups in messages. The rule
-    keeps every tolerance within `PROMISE`, recomputed from the clipped probabilities.
+    keeps every tolerance within `PROMISE` (times the largest cost, where that is above 1), recomputed from the clipped
+    probabilities. An infinite tolerance asks for nothing: each cell gets its cheapest decision.
 
     "highs" (simplex) and "scipy" (its copy of HiGHS) return a vertex, hence few cells left to chance: with two
     classes and strict equalized odds at most 2 (G - 1). "clarabel" (interior point) returns a point inside the optimal
@@ -215,6 +216,9 @@ def _price(criterion: Criterion, bounds: list[cp.Constraint], num_groups: int, n
     gains at most f[r] . delta, largest over all delta that span 1 at half the l1 norm of f[r] (raise where f > 0).
     The max form grants that span to every rate, so its price is the sum over rates; the mean form grants num_rates
     times the span to share out, so its price is num_rates times the largest.
+
+    Forces are unique but at kinks of the loss, such as a decision that is never taken; there the price is an upper
+    bound of what more tolerance buys.
     """
     if not bounds:
         return 0.0

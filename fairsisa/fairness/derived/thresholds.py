@@ -12,7 +12,7 @@ from scipy.optimize import isotonic_regression
 from fairsisa.fairness.derived.hulls import ON_CHAIN, Chain
 
 MOST_CHORDS = 256
-ONE = np.uint64(1)
+ONE = np.uint32(1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,19 +29,26 @@ class ScoreChain:
     weights: np.ndarray
 
 
+def levels_of(scores: np.ndarray) -> np.ndarray:
+    """Return scores as thresholds see them: float32, so that rows can be sorted by whole words."""
+    return scores.astype(np.float32, copy=False)
+
+
 def score_chains(
     scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, num_groups: int, weights: np.ndarray | None = None
 ) -> list[ScoreChain]:
-    """Return each group's chain; scores, 0 or more, labels 0 or 1 and group numbers have shape (num_rows,).
+    """Return each group's chain; scores in [0, 1], labels 0 or 1 and group numbers have shape (num_rows,).
 
-    Thresholds are rounded down to even mantissas: scores that differ in the last bit alone count as equal. O(n log n).
+    Scores count as `levels_of` them; compare thresholds with those. O(n log n).
     """
-    found = []
+    bits = (levels_of(scores) + np.float32(0.0)).view(np.uint32)  # the order of the bits is that of numbers >= 0
+    keys = (bits << ONE) | labels.astype(np.uint32)  # whole words: sorting them is far faster than ranking rows
+    chains = []
     for group in range(num_groups):
-        rows = np.flatnonzero(groups == group)
-        amounts = None if weights is None else weights[rows]
-        found.append(_score_chain(*_levels(scores[rows], labels[rows], amounts)))
-    return found
+        mine = groups == group
+        amounts = None if weights is None else weights[mine]
+        chains.append(_score_chain(*_corners(*_levels(keys[mine], amounts))))
+    return chains
 
 
 def threshold_mixture(source: ScoreChain, target: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -84,30 +91,41 @@ def _mixture(thresholds: np.ndarray, shares: Mapping[int, float]) -> tuple[np.nd
     return thresholds[kept], found / found.sum()
 
 
-def _levels(
-    scores: np.ndarray, labels: np.ndarray, weights: np.ndarray | None
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the distinct scores, falling, and the weight of negatives and of positives at or above each."""
-    bits = (scores.astype(np.float64) + 0.0).view(np.uint64)  # the order of the bits is that of numbers >= 0
+def _levels(keys: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a group's distinct levels, falling, and the weight of negatives and of positives at or above each.
+
+    The lowest bit of a key is the label, those above it are the level's.
+    """
     if weights is None:
-        keys = np.sort((bits & ~ONE) | labels.astype(np.uint64))[::-1]  # sorting whole words is far faster than ranks
-        positives = np.cumsum(keys & ONE).astype(np.float64)
+        keys = np.sort(keys)[::-1]
+        positives = np.cumsum(keys & ONE, dtype=np.float64)
         negatives = np.arange(1.0, len(keys) + 1.0) - positives
     else:
-        order = np.argsort(bits, kind="stable")[::-1]
-        keys, amounts, positive = bits[order], weights[order], labels[order] == 1
+        order = np.argsort(keys, kind="stable")[::-1]
+        keys, amounts = keys[order], weights[order]
+        positive = (keys & ONE).astype(bool)
         positives, negatives = np.cumsum(amounts * positive), np.cumsum(amounts * ~positive)
-    levels = keys & ~ONE
-    last = np.append(np.flatnonzero(levels[1:] != levels[:-1]), len(levels) - 1)
-    return levels[last].view(np.float64), negatives[last], positives[last]
+    bits = keys >> ONE
+    last = np.append(np.flatnonzero(bits[1:] != bits[:-1]), len(bits) - 1)
+    return bits[last].view(np.float32), negatives[last], positives[last]
+
+
+def _corners(
+    levels: np.ndarray, negatives: np.ndarray, positives: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Leave out levels that cannot be corners of the hull: those without positives, or with none but them after."""
+    gains = np.empty(len(levels), dtype=bool)
+    gains[0], gains[1:] = positives[0] > 0, positives[1:] > positives[:-1]
+    kept = np.append(gains[:-1] & (negatives[1:] > negatives[:-1]), True)
+    return levels[kept], negatives[kept], positives[kept]
 
 
 def _score_chain(levels: np.ndarray, negatives: np.ndarray, positives: np.ndarray) -> ScoreChain:
     """Return the hull of a ROC curve: its blocks are those of the isotonic regression of label on score."""
-    amounts = np.diff(np.stack([negatives, positives]), axis=1, prepend=0.0)
-    rows = amounts.sum(axis=0)
+    gained = np.diff(positives, prepend=0.0)
+    rows = gained + np.diff(negatives, prepend=0.0)
     weighted = np.flatnonzero(rows > 0)
-    fit = isotonic_regression(amounts[1, weighted] / rows[weighted], weights=rows[weighted], increasing=False)
+    fit = isotonic_regression(gained[weighted] / rows[weighted], weights=rows[weighted], increasing=False)
     corners = weighted[fit.blocks[1:] - 1]
     totals = np.array([negatives[-1], positives[-1]])
     points = np.zeros((len(corners) + 1, 2))
