@@ -28,6 +28,18 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
         "evaluate": Verb(
             "verbs.evaluate", "evaluate", "Measure a trained run again.", "fairsisa evaluate run=runs/my-run"
         ),
+        "postprocess": Verb(
+            "fairness.postprocess",
+            "postprocess",
+            "Make a run's decisions fair: fit a rule over its votes on calibration data, serve it, measure it.",
+            "fairsisa postprocess run=runs/my-run criterion=equalized_odds tolerance=0.05 sensitive_feature=sex",
+        ),
+        "frontier": Verb(
+            "fairness.frontier",
+            "frontier",
+            "Draw what fairness costs: accuracy against difference, every strategy at every tolerance.",
+            "fairsisa frontier run=runs/my-run criterion=equalized_odds sensitive_feature=sex",
+        ),
         "plan": Verb(
             "planning.plan",
             "plan",

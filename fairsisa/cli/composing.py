@@ -16,7 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fairsisa.errors import ConfigError
-from fairsisa.settings import GROUPS, EvaluationSettings, StorageSettings, nearest, plain, refuse_unknown
+from fairsisa.settings import GROUPS, ROOTS, EvaluationSettings, StorageSettings, nearest, plain, refuse_unknown
 
 ALLOWED_TARGETS = frozenset(
     {
@@ -132,6 +132,8 @@ def register_defaults() -> None:
     store = ConfigStore.instance()
     for group, kind in GROUPS.items():
         store.store(group=group, name="base", node=plain(kind()))
+    for root, kind in ROOTS.items():
+        store.store(group=f"{root}_settings", name="base", node=plain(kind()), package="_global_")
     store.store(group="evaluation", name="as_trained", node=dict.fromkeys(plain(EvaluationSettings())))
     store.store(group="store", name="as_asked", node=dict.fromkeys(plain(StorageSettings())))
 

@@ -67,6 +67,7 @@ def train(config: Config, overrides: Sequence[str]) -> None:
         )
         report = evaluate_run(run, execution=execution, on_event=on_event)
         log_result(loggers, run.ensemble, report)
+    show_postprocessors(run)
     show_report(report, run)
 
 
@@ -116,6 +117,15 @@ def show_report(report: RunReport, run: Run) -> None:
     for sentence in headline(report):
         say(sentence)
     say(f"report: {run.path('report.html')}")
+
+
+def show_postprocessors(run: Run) -> None:
+    """Print which post-processors a run serves, and which it had to take out of service, with the reason."""
+    for name, entry in run.pointer.postprocessors.items():
+        if entry["artefact"] is None:
+            say(f"post-processor {name} is out of service, {entry['reason']}")
+        else:
+            say(f"post-processor {name} is fitted on the votes that are served")
 
 
 def progress(settings: RunSettings, num_slices: int | None = None) -> AbstractContextManager[Report]:

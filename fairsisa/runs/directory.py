@@ -39,6 +39,8 @@ class Ensemble:
     a split and a constituent to the name of its scores. A constituent without predictions has left the vote. `status`
     is "whole"; "degraded" while constituents that a deletion touched are being retrained, and left out; or
     "untrained". `generation` counts the changes of the run's tables, `tables` holds the SHA-256 of each.
+    `postprocessors` maps a name to the plain values `settings`, `groups` (those it was first fitted for), `artefact`
+    (its name in the store, or None while it is out of service) and `reason` (why it is).
     """
 
     checkpoints: Mapping[str, tuple[str, ...]]
@@ -47,6 +49,7 @@ class Ensemble:
     status: str = WHOLE
     generation: int = 0
     tables: Mapping[str, str] = field(default_factory=dict)
+    postprocessors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
     def chains(self) -> dict[str, tuple[str, ...]]:
@@ -55,9 +58,10 @@ class Ensemble:
 
     @property
     def names(self) -> frozenset[str]:
-        """The names of all checkpoints and predictions."""
-        checkpoints = {name for steps in self.chains.values() for name in steps}
-        return frozenset(checkpoints.union(*(made.values() for made in self.predictions.values())))
+        """The names of all checkpoints, predictions and post-processors."""
+        names = {name for steps in self.chains.values() for name in steps}
+        names |= {entry["artefact"] for entry in self.postprocessors.values() if entry["artefact"] is not None}
+        return frozenset(names.union(*(made.values() for made in self.predictions.values())))
 
 
 class Run:
@@ -140,7 +144,7 @@ class Run:
                 {name: tuple(steps) for name, steps in values[key].items()} for key in ("checkpoints", "baselines")
             )
             rest = {key: values[key] for key in ("predictions", "status", "generation", "tables")}
-            return Ensemble(checkpoints, baselines, **rest)
+            return Ensemble(checkpoints, baselines, **rest, postprocessors=values.get("postprocessors", {}))
 
     @property
     def environment(self) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import filelock
 from fairsisa.errors import FairsisaError, VerificationError
 from fairsisa.models.device import numeric_environment
 from fairsisa.runs.directory import DEGRADED, LEDGER, UNTRAINED, WHOLE, Run
+from fairsisa.runs.fitting import find_trouble
 from fairsisa.runs.making import Workplace
 from fairsisa.runs.unlearning import UNDER_WAY
 from fairsisa.runs.verifying import CERTIFICATES, TRAINING, verify_run
@@ -81,6 +82,14 @@ def _artefacts(run: Run, keys: Path) -> Iterator[Complaint]:
         yield Complaint("artefacts", f"{len(dropped)} constituents lack the weights they serve.", AGAIN)
     if str(run.directory.resolve()) not in store.claims() and ensemble.status != UNTRAINED:
         yield Complaint("claim", "The run has no claim on its artefacts: `store gc` would delete them.", AGAIN)
+
+
+def _postprocessors(run: Run, keys: Path) -> Iterator[Complaint]:
+    ensemble = run.pointer
+    for name in ensemble.postprocessors:
+        trouble = find_trouble(run, ensemble, name)
+        if trouble is not None:
+            yield Complaint("post-processors", f"{trouble.what}.", trouble.cure)
 
 
 def _requests(run: Run, keys: Path) -> Iterator[Complaint]:
@@ -157,6 +166,7 @@ CHECKS: dict[str, Callable[[Run, Path], Iterator[Complaint]]] = {
     "files": _files,
     "serving": _serving,
     "artefacts": _artefacts,
+    "post-processors": _postprocessors,
     "ledger": _requests,
     "forgotten data": _leftovers,
     "environment": _environment,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,14 @@ from fairsisa.fairness.curves import reliability, roc_by_group
 from fairsisa.fairness.evaluation import Evaluation, evaluate
 from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.predictors import HeldOut, Predictor, constituent_predictors, held_out
+from fairsisa.lineage import canonical_json
 from fairsisa.report.content import Fact, RunReport
 from fairsisa.report.page import write_report
+from fairsisa.report.postprocessing import PostprocessingReport, write_postprocessing
 from fairsisa.runs.assembly import assemble
+from fairsisa.runs.auditing import Decided, decide, fair_report, in_service
 from fairsisa.runs.directory import ENSEMBLE, Ensemble, Run, file_digest
+from fairsisa.runs.fitting import refitted
 from fairsisa.runs.making import Workplace, publishable
 from fairsisa.settings import AGGREGATIONS, EvaluationSettings, ExecutionSettings, RunSettings, plain
 from fairsisa.sisa.ensemble import aggregate, read_predictions
@@ -28,6 +33,16 @@ from fairsisa.tables import CALIBRATION, TEST, Predictions
 
 PREDICTIONS, DERIVED = "predictions.parquet", "derived.json"
 REPORTS = (PREDICTIONS, "metrics.json", "report.md", "report.html")
+FAIR, FRONTIER = "postprocess-", "frontier"
+"""How the names of the files begin that the verbs `postprocess` and `frontier` leave in a run."""
+
+
+@dataclass(frozen=True, eq=False)
+class Measured:
+    """What a measurement tells: the run's report, and that of each post-processor in service, by name."""
+
+    report: RunReport
+    fair: Mapping[str, PostprocessingReport]
 
 
 def evaluate_run(
@@ -35,46 +50,86 @@ def evaluate_run(
 ) -> RunReport:
     """Measure a trained run on its test split; write and return its report.
 
-    Leaves predictions.parquet, metrics.json, report.md and report.html in the run. `settings` None means those of the
-    run. Predictions come from the store; only those it lacks are made.
+    Leaves predictions.parquet, metrics.json, report.md and report.html in the run, and a page of its own for each
+    post-processor that is in service. `settings` None means those of the run. Predictions come from the store; only
+    those it lacks are made.
 
     Raises:
         RunError: when the run is not trained, or another command is at work on it.
         ConfigError: when `settings` ask for baselines that the run was not trained with.
     """
+    return measure_run(run, settings=settings, execution=execution, on_event=on_event).report
+
+
+def measure_run(
+    run: Run, *, settings: EvaluationSettings | None = None, execution: ExecutionSettings, on_event: Report
+) -> Measured:
+    """Do what `evaluate_run` does, and return the reports of post-processors too."""
     with run.locked():
         run.prune()  # of an attempt that was killed
         own = run.settings
         chosen = _chosen(run, settings)
         _require_votes(run)
-        ensemble = _with_predictions(run, own, execution, on_event)
+        ensemble = with_predictions(run, execution, on_event)
+        clear_outdated(run)
+        fitted, idle = in_service(run, ensemble)
+        decided = decide(run, ensemble, fitted)
         with explained(f"write the predictions of {run.directory}"):
-            _write_predictions(run, ensemble)
+            _write_predictions(run, ensemble, decided)
         judged = _judged(run, chosen)
         predictions = _predictions(run, ensemble, TEST)
         bootstrap = Bootstrap(chosen.num_replicates, chosen.level, own.seed)
-        predictors = _predictors(run, ensemble, chosen, own.seed)
+        predictors = _predictors(run, ensemble, chosen, own.seed) + [made.predictor for made in decided]
         evaluation = evaluate(judged, predictors, predictions=predictions, bootstrap=bootstrap)
         report = _report(run, chosen, judged, predictors, evaluation)
+        report = replace(report, warnings=(*report.warnings, *idle.values()))
         with explained(f"write the report of {run.directory}"):
             write_report(run.directory, report)
+            fair = _write_fair(run, decided, bootstrap)
         run.write(DERIVED, json.dumps(derived(run), indent=1))
-    return report
+    return Measured(report, fair)
 
 
 def derived(run: Run) -> dict[str, Any]:
     """Return which ensemble the run's reports and tables were made from, and the SHA-256 of each file."""
-    files = [path for name in REPORTS if (path := run.path(name)).is_file()]
     return {
         "ensemble": file_digest(run.path(ENSEMBLE)),
-        "files": {path.name: file_digest(path) for path in files},
+        "predictions": _predictions_digest(run.pointer),
+        "files": {name: file_digest(run.path(name)) for name in report_files(run)},
     }
+
+
+def report_files(run: Run) -> tuple[str, ...]:
+    """Return the names of all files that tell of the ensemble: reports, their tables, the pages of post-processors."""
+    fair = sorted(path.name for start in (FAIR, FRONTIER) for path in run.directory.glob(f"{start}*"))
+    return tuple(name for name in (*REPORTS, *fair) if run.path(name).is_file())
+
+
+def clear_outdated(run: Run) -> None:
+    """Delete the pages of post-processors, which are written anew, and a frontier of other predictions than now."""
+    fresh = _measured_predictions(run) == _predictions_digest(run.pointer)
+    starts = (FAIR,) if fresh else (FAIR, FRONTIER)
+    with explained(f"delete reports of {run.directory}"):
+        delete([path for start in starts for path in run.directory.glob(f"{start}*")])
+
+
+def _measured_predictions(run: Run) -> str | None:
+    """Return the digest of the predictions that the run's reports tell of; None where there are none."""
+    try:
+        told = json.loads(run.path(DERIVED).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return str(told.get("predictions"))
+
+
+def _predictions_digest(ensemble: Ensemble) -> str:
+    return hashlib.sha256(canonical_json(ensemble.predictions)).hexdigest()
 
 
 def forget_reports(run: Run) -> tuple[str, ...]:
     """Delete what was derived from the ensemble that is no longer served; return the names of the files."""
     with explained(f"delete reports of {run.directory}"):
-        return tuple(path.name for path in delete(run.path(name) for name in (*REPORTS, DERIVED)))
+        return tuple(path.name for path in delete(run.path(name) for name in (*report_files(run), DERIVED)))
 
 
 def _chosen(run: Run, settings: EvaluationSettings | None) -> EvaluationSettings:
@@ -102,12 +157,15 @@ def _require_votes(run: Run) -> None:
         )
 
 
-def _with_predictions(run: Run, settings: RunSettings, execution: ExecutionSettings, on_event: Report) -> Ensemble:
-    ensemble, store = run.ensemble, run.store
-    if not all(store.has(name) for names in ensemble.predictions.values() for name in names.values()):
-        baselines = [name.removeprefix("baseline-") for name in ensemble.baselines]
-        assembly = assemble(settings, run.examples, run.partition, store.location, baselines=baselines)
-        ensemble = run.publish(publishable(assembly, Workplace(run, settings, execution, on_event)))
+def with_predictions(run: Run, execution: ExecutionSettings, on_event: Report) -> Ensemble:
+    """Return what the run serves; predictions and post-processors that the store has lost are made again."""
+    ensemble, store, settings = run.ensemble, run.store, run.settings
+    fair = {entry["artefact"] for entry in ensemble.postprocessors.values() if entry["artefact"] is not None}
+    if not all(map(store.has, fair.union(*(made.values() for made in ensemble.predictions.values())))):
+        examples, baselines = run.examples, [name.removeprefix("baseline-") for name in ensemble.baselines]
+        assembly = assemble(settings, examples, run.partition, store.location, baselines=baselines)
+        made = publishable(assembly, Workplace(run, settings, execution, on_event))
+        ensemble = run.publish(refitted(run, made, examples))
     return ensemble
 
 
@@ -117,15 +175,24 @@ def _predictions(run: Run, ensemble: Ensemble, split: str, kind: str = "checkpoi
     return read_predictions(run.store, {name: made[name] for name in wanted if name in made})
 
 
-def _write_predictions(run: Run, ensemble: Ensemble) -> None:
+def _write_predictions(run: Run, ensemble: Ensemble, decided: Iterable[Decided]) -> None:
     parts = [
         _predictions(run, ensemble, split).frame().assign(split=split)
         for split in (CALIBRATION, TEST)
         if ensemble.predictions[split]
     ]
+    parts += [made.frame().assign(split=TEST) for made in decided]
     partial = run.path(PREDICTIONS + ".partial")
     pd.concat(parts, ignore_index=True).to_parquet(partial, index=False)
     partial.replace(run.path(PREDICTIONS))
+
+
+def _write_fair(run: Run, decided: Iterable[Decided], bootstrap: Bootstrap) -> dict[str, PostprocessingReport]:
+    """Write the page of each post-processor."""
+    found = {made.name: fair_report(run, made, bootstrap) for made in decided}
+    for name, content in found.items():
+        write_postprocessing(run.directory, content, FAIR + name)
+    return found
 
 
 def _judged(run: Run, settings: EvaluationSettings) -> HeldOut:

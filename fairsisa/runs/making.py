@@ -83,7 +83,7 @@ def checkpoints(chains: Sequence[Chain]) -> dict[str, tuple[str, ...]]:
 def settle(place: Workplace, assembly: Assembly, results: Sequence[SliceResult]) -> None:
     """Bring up to date what hangs on a published ensemble: the claim, and the training tables."""
     run = place.run
-    run.store.claim(run.directory, assembly.names)
+    run.store.claim(run.directory, assembly.names | run.pointer.names)
     training, curves = training_tables(results)
     run.write("training.csv", training.to_csv(index=False))
     run.write("curves.csv", curves.to_csv(index=False))

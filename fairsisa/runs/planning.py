@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from fairsisa.runs.directory import Ensemble, Run
-from fairsisa.runs.evaluating import REPORTS
+from fairsisa.runs.evaluating import report_files
 from fairsisa.runs.keeping import planned_epochs, slice_sizes
 from fairsisa.runs.tracing import Doomed, doomed
 from fairsisa.sisa.cost import removed_counts, retraining_cost, stage_presentations
@@ -106,7 +106,7 @@ def plan_deletion(run: Run, forget_ids: Collection[str]) -> Plan:
         scores=_scores(ensemble, constituents, hit["split"].unique(), left, emptied),
         examples_per_second=measured_speed(run),
         doomed=doomed(run, frozenset(hit["example_id"])),
-        stale=tuple(name for name in REPORTS if run.path(name).is_file()),
+        stale=report_files(run),
         baselines=affected_baselines(ensemble, hit, constituents),
     )
 

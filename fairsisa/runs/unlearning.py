@@ -15,8 +15,9 @@ from fairsisa.execution.scratch import clear_leftovers
 from fairsisa.report.content import RunReport
 from fairsisa.runs.assembly import Assembly, assemble
 from fairsisa.runs.attesting import attest
-from fairsisa.runs.directory import DEGRADED, Run
+from fairsisa.runs.directory import DEGRADED, Ensemble, Run
 from fairsisa.runs.evaluating import DERIVED, can_be_measured, evaluate_run, forget_reports
+from fairsisa.runs.fitting import refitted, suspended
 from fairsisa.runs.keeping import retain
 from fairsisa.runs.making import JOBS, Workplace, publishable, settle, train_missing
 from fairsisa.runs.membership import attack, members_of
@@ -169,11 +170,12 @@ def _replace(work: Work, batch: Sequence[UnlearningRequest], *, begin: bool) -> 
     after = _assembled(run, forget, kept)
     run.store.claim(run.directory, after.names | run.ensemble.names)
     results = train_missing(after, work.place)
-    ensemble = publishable(after, work.place)
+    examples, partition = _retained(run, forget)
+    ensemble = refitted(run, publishable(after, work.place), examples)
     seen = None if before is None else attack(run, after, before, members, ensemble.predictions[TEST])
-    work.note("retraining", {"constituents": _made(run, after, results), "membership": seen})
-    tables = _retained(run, forget) if forget else (None, None)
-    run.publish(ensemble, *tables)
+    made = {"constituents": _made(run, after, results), "postprocessors": _replaced(served, ensemble)}
+    work.note("retraining", made | {"membership": seen})
+    run.publish(ensemble, *((examples, partition) if forget else (None, None)))
     settle(work.place, after, results)
     work.note("published", {"doomed": asdict(doomed(run, forgotten_ids(run, work.ledger)))})
 
@@ -190,7 +192,7 @@ def _serve_degraded(run: Run, plan: Plan, forget: frozenset[str]) -> None:
     first = {part.constituent: part.first_slice for part in plan.constituents}
     steps = {name: made[: first.get(name)] for name, made in served.checkpoints.items()}
     ensemble = replace(served, checkpoints=steps, baselines=left, predictions=predictions, status=DEGRADED)
-    run.publish(ensemble, *_retained(run, forget))
+    run.publish(suspended(ensemble, served), *_retained(run, forget))
 
 
 def _retained(run: Run, forget: frozenset[str]) -> tuple[Any, Any]:
@@ -224,6 +226,12 @@ def _made(run: Run, assembly: Assembly, results: Sequence[SliceResult]) -> dict[
                 "core_seconds": sum(row.seconds for row in new),
             }
     return made
+
+
+def _replaced(before: Ensemble, after: Ensemble) -> dict[str, dict[str, str | None]]:
+    """Return the post-processors that were fitted anew, or withdrawn: the artefact's name before, and now."""
+    pairs = {name: (before.postprocessors[name]["artefact"], made["artefact"]) for name, made in after.postprocessors.items()}
+    return {name: {"old": old, "new": new} for name, (old, new) in pairs.items() if old != new}
 
 
 def _tidy(run: Run, ledger: Ledger) -> None:

@@ -10,8 +10,9 @@ from fairsisa.settings.deletion import (
     StudySettings,
     UnlearningSettings,
 )
+from fairsisa.settings.fairness import FrontierSettings, PostprocessSettings
 from fairsisa.settings.places import ExecutionSettings, PathSettings, StorageSettings
-from fairsisa.settings.reading import GROUPS, plain, run_settings, settings_from
+from fairsisa.settings.reading import GROUPS, ROOTS, plain, run_settings, settings_from
 from fairsisa.settings.training import (
     AGGREGATIONS,
     EvaluationSettings,
@@ -27,11 +28,14 @@ __all__ = [
     "LEVELS",
     "MOST_SIMULATED",
     "PATTERNS",
+    "ROOTS",
     "EvaluationSettings",
     "ExecutionSettings",
+    "FrontierSettings",
     "ModelSettings",
     "PartitionSettings",
     "PathSettings",
+    "PostprocessSettings",
     "RequestSettings",
     "RunSettings",
     "SimulationSettings",

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from fairsisa.errors import ConfigError
 from fairsisa.settings.checks import refuse_unknown
 from fairsisa.settings.deletion import RequestSettings, SimulationSettings, StudySettings, UnlearningSettings
+from fairsisa.settings.fairness import FrontierSettings, PostprocessSettings
 from fairsisa.settings.places import ExecutionSettings, PathSettings, StorageSettings
 from fairsisa.settings.training import (
     EvaluationSettings,
@@ -37,6 +38,8 @@ GROUPS: Mapping[str, type] = types.MappingProxyType(
         "study": StudySettings,
     }
 )
+ROOTS: Mapping[str, type] = types.MappingProxyType({"postprocess": PostprocessSettings, "frontier": FrontierSettings})
+"""Settings that stand at the top of a verb's config, with no group before their names."""
 
 
 def run_settings(config: Mapping[str, Any]) -> RunSettings:
@@ -60,7 +63,8 @@ def settings_from(kind: type[Settings], values: Mapping[str, Any], where: str) -
     """Return `kind` made of `values`, each converted to its annotated type; an absent one keeps its default."""
     hints = typing.get_type_hints(kind)
     refuse_unknown(where, values, hints)
-    return kind(**{key: _convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+    prefix = f"{where}." if where else ""
+    return kind(**{key: _convert(value, hints[key], f"{prefix}{key}") for key, value in values.items()})
 
 
 def plain(settings: Any) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def score_unkept(task: PredictTask) -> np.ndarray | None:
     if weights is None:
         return None
     inputs = task.inputs
-    if chain.reads_features:
+    if chain.reads_features and inputs.features is None:
         inputs = inputs.with_features(encoder_features(chain, inputs))
     return _scores(chain, weights, inputs)
 

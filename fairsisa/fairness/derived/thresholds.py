@@ -102,6 +102,7 @@ def _levels(keys: np.ndarray, weights: np.ndarray | None) -> tuple[np.ndarray, n
         negatives = np.arange(1.0, len(keys) + 1.0) - positives
     else:
         order = np.argsort(keys, kind="stable")[::-1]
+        order = order[weights[order] > 0]
         keys, amounts = keys[order], weights[order]
         positive = (keys & ONE).astype(bool)
         positives, negatives = np.cumsum(amounts * positive), np.cumsum(amounts * ~positive)
@@ -124,9 +125,8 @@ def _score_chain(levels: np.ndarray, negatives: np.ndarray, positives: np.ndarra
     """Return the hull of a ROC curve: its blocks are those of the isotonic regression of label on score."""
     gained = np.diff(positives, prepend=0.0)
     rows = gained + np.diff(negatives, prepend=0.0)
-    weighted = np.flatnonzero(rows > 0)
-    fit = isotonic_regression(gained[weighted] / rows[weighted], weights=rows[weighted], increasing=False)
-    corners = weighted[fit.blocks[1:] - 1]
+    fit = isotonic_regression(gained / rows, weights=rows, increasing=False)
+    corners = fit.blocks[1:] - 1
     totals = np.array([negatives[-1], positives[-1]])
     points = np.zeros((len(corners) + 1, 2))
     points[1:] = np.stack([negatives[corners], positives[corners]], axis=1) / np.where(totals > 0, totals, 1.0)
