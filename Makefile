@@ -26,6 +26,7 @@ format: $(VENV)/installed ## mend style and formatting
 bench: $(VENV)/installed ## the benchmark tables of docs/performance.md
 	$(BIN)/python scripts/bench_training.py
 	$(BIN)/python scripts/bench_unlearning.py
+	$(BIN)/python scripts/bench_fairness.py
 
 soak: $(VENV)/installed ## unlearn under 200 random kills, and compare with training from scratch
 	$(BIN)/python scripts/soak.py --kills 200 --seed 0

@@ -17,8 +17,8 @@ class Solution:
     `mixing` holds P(D=d | cell), shape (n, C), cell by cell as in the joint; `confusion_rows` P(D=d | Y=y, g), shape
     (G, C, C); `loss` the mean cost, weighted as the rows are. For every criterion, in the order given: `values` holds
     what its tolerance bounds, as achieved; `prices` by how much the loss would fall per unit of more tolerance, 0 or
-    more (the shadow price; at a kink, the one towards more tolerance where the solver is "plane", and any one between
-    both sides otherwise). `solver` names what found it.
+    more: the shadow price. At a kink of the loss it is one of the slopes there, never below the one towards more
+    tolerance. `solver` names what found it.
     """
 
     mixing: np.ndarray
