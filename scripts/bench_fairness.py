@@ -74,7 +74,7 @@ import json, resource, sys, time
 import numpy as np
 from fairsisa.fairness.strategies import EnsemblePostprocess
 problem = np.load(sys.argv[1])
-votes, labels, groups = problem["votes"], problem["labels"], problem["groups"].astype(str)
+votes, labels, groups = problem["votes"], problem["labels"], problem["groups"].astype("U2")
 ids = [str(row) for row in range(len(labels))]
 rule = EnsemblePostprocess(states=sys.argv[2], tolerance=0.0, small_cells="ignore")
 few = slice(0, 20_000)

@@ -25,7 +25,7 @@ import pandas as pd
 from fairsisa.cli.composing import compose
 from fairsisa.fairness.intervals import Bootstrap, summarise, weight_chunks
 from fairsisa.fairness.predictors import held_out
-from fairsisa.fairness.strategies import AutoPostprocess
+from fairsisa.fairness.strategies.auto import AutoPostprocess
 from fairsisa.fairness.strategies.names import STRATEGIES
 from fairsisa.runs.directory import Run
 from fairsisa.runs.training import train_run

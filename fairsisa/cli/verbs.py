@@ -75,7 +75,9 @@ def evaluate(config: Config, overrides: Sequence[str]) -> None:
     """Measure and report a trained run again."""
     run = Run(config["run"])
     asked = {key: value for key, value in config["evaluation"].items() if value is not None}
-    settings = settings_from(EvaluationSettings, plain(run.settings.evaluation) | asked, "evaluation")
+    own = run.settings.evaluation
+    kept = [name for name in own.baselines if f"baseline-{name}" in run.ensemble.baselines]  # deletions take them away
+    settings = settings_from(EvaluationSettings, plain(own) | {"baselines": kept} | asked, "evaluation")
     execution = settings_from(ExecutionSettings, config["execution"], "execution")
     with progress(run.settings, run.num_slices) as show:
         report = evaluate_run(run, settings=settings, execution=execution, on_event=show)

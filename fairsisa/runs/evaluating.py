@@ -69,7 +69,7 @@ def measure_run(
         run.prune()  # of an attempt that was killed
         own = run.settings
         chosen = _chosen(run, settings)
-        _require_votes(run)
+        require_votes(run)
         ensemble = with_predictions(run, execution, on_event)
         clear_outdated(run)
         fitted, idle = in_service(run, ensemble)
@@ -86,7 +86,7 @@ def measure_run(
         with explained(f"write the report of {run.directory}"):
             write_report(run.directory, report)
             fair = _write_fair(run, decided, bootstrap)
-        run.write(DERIVED, json.dumps(derived(run), indent=1))
+        record_reports(run)
     return Measured(report, fair)
 
 
@@ -99,6 +99,16 @@ def derived(run: Run) -> dict[str, Any]:
     }
 
 
+def record_reports(run: Run) -> None:
+    """Write down that the run's reports, as they lie there, tell of the ensemble that is served."""
+    run.write(DERIVED, json.dumps(derived(run), indent=1))
+
+
+def are_reports_current(run: Run) -> bool:
+    """Whether the run's reports are there, and tell of the ensemble that is served."""
+    return _recorded(run) == derived(run)
+
+
 def report_files(run: Run) -> tuple[str, ...]:
     """Return the names of all files that tell of the ensemble: reports, their tables, the pages of post-processors."""
     fair = sorted(path.name for start in (FAIR, FRONTIER) for path in run.directory.glob(f"{start}*"))
@@ -107,19 +117,18 @@ def report_files(run: Run) -> tuple[str, ...]:
 
 def clear_outdated(run: Run) -> None:
     """Delete the pages of post-processors, which are written anew, and a frontier of other predictions than now."""
-    fresh = _measured_predictions(run) == _predictions_digest(run.pointer)
+    fresh = _recorded(run).get("predictions") == _predictions_digest(run.pointer)
     starts = (FAIR,) if fresh else (FAIR, FRONTIER)
     with explained(f"delete reports of {run.directory}"):
         delete([path for start in starts for path in run.directory.glob(f"{start}*")])
 
 
-def _measured_predictions(run: Run) -> str | None:
-    """Return the digest of the predictions that the run's reports tell of; None where there are none."""
+def _recorded(run: Run) -> dict[str, Any]:
+    """Return what was written down of the run's reports; nothing where there are none."""
     try:
-        told = json.loads(run.path(DERIVED).read_text(encoding="utf-8"))
+        return dict(json.loads(run.path(DERIVED).read_text(encoding="utf-8")))
     except (OSError, ValueError):
-        return None
-    return str(told.get("predictions"))
+        return {}
 
 
 def _predictions_digest(ensemble: Ensemble) -> str:
@@ -149,7 +158,8 @@ def can_be_measured(run: Run) -> bool:
     return bool(set(ensemble.predictions[TEST]) & set(ensemble.checkpoints))
 
 
-def _require_votes(run: Run) -> None:
+def require_votes(run: Run) -> None:
+    """Raise RunError when the run cannot be measured."""
     if not can_be_measured(run):
         raise RunError(
             f"{run.directory} has nothing to measure: no test example is left, or no constituent that votes; "

@@ -230,7 +230,9 @@ def _made(run: Run, assembly: Assembly, results: Sequence[SliceResult]) -> dict[
 
 def _replaced(before: Ensemble, after: Ensemble) -> dict[str, dict[str, str | None]]:
     """Return the post-processors that were fitted anew, or withdrawn: the artefact's name before, and now."""
-    pairs = {name: (before.postprocessors[name]["artefact"], made["artefact"]) for name, made in after.postprocessors.items()}
+    pairs = {
+        name: (before.postprocessors[name]["artefact"], made["artefact"]) for name, made in after.postprocessors.items()
+    }
     return {name: {"old": old, "new": new} for name, (old, new) in pairs.items() if old != new}
 
 
