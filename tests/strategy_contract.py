@@ -47,7 +47,8 @@ class Claim:
     """A strategy by name, and what it promises of the criterion: to keep it in sample, or nothing.
 
     `has_one_loss` says that what it costs in sample is the optimum of a program, so that ties among optima do not show;
-    `many_classes` that it takes more than two.
+    `many_classes` that it takes more than two; `counts_alone` that its rule is made of counts, with nothing estimated
+    between; `needs_groups` that it wants groups to predict. What chooses among these (`auto`) is tested elsewhere.
     """
 
     name: str
@@ -55,6 +56,8 @@ class Claim:
     keeps_criterion: bool = True
     has_one_loss: bool = True
     many_classes: bool = True
+    counts_alone: bool = True
+    needs_groups: bool = True
 
     def fit(self, problem: Problem, **parameters: Any) -> Postprocessor:
         common: dict[str, Any] = {"small_cells": "ignore", **parameters}
@@ -82,6 +85,7 @@ CLAIMS = (
     claim("ensemble_vote_count"),
     claim("ensemble_pooled"),
     claim("score_threshold", many_classes=False),
+    claim("group_blind", keeps_criterion=False, has_one_loss=False, counts_alone=False, needs_groups=False),
     claim("unprocessed", keeps_criterion=False, many_classes=False),
 )
 BY_NAME = {each.name: each for each in CLAIMS}

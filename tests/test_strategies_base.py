@@ -86,8 +86,11 @@ def test_without_sensitive_features_it_says_what_is_missing(of: Claim) -> None:
     with pytest.raises(ValueError, match="Expected sensitive_features"):
         of.make(small_cells="ignore").fit(problem.scores, problem.labels)
     fitted = of.fit(problem)
-    with pytest.raises(ValueError, match="Expected sensitive_features"):
-        fitted.predict(problem.scores)
+    if of.needs_groups:
+        with pytest.raises(ValueError, match="Expected sensitive_features"):
+            fitted.predict(problem.scores)
+    else:
+        assert len(fitted.predict(problem.scores, example_ids=problem.ids)) == len(problem.labels)
 
 
 @named
@@ -140,6 +143,11 @@ def test_a_fitted_classifier_may_stand_between_raw_inputs_and_the_rule() -> None
     assert fitted.num_constituents_ == 1
     decided = fitted.predict(features, sensitive_features=groups, example_ids=range(400))
     assert set(decided) == {"no", "yes"}
+    assert clone(fitted).estimator is model
+    with config_context(enable_metadata_routing=True):
+        asking = clone(fitted).set_fit_request(sensitive_features=True).set_score_request(sensitive_features=True)
+        search = GridSearchCV(asking, {"tolerance": [0.0, 0.2]}, cv=3).fit(features, labels, sensitive_features=groups)
+    assert search.best_params_ == {"tolerance": 0.2}
     scores = model.predict_proba(features)[:, None, :]
     direct = AggregateThenPostprocess(aggregation="mean_score").fit(scores, labels, sensitive_features=groups)
     assert direct.loss_ == fitted.loss_

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-import fair_worlds
 import numpy as np
 import pytest
-from fair_worlds import copied_votes_world, latent_world, votes_of
 
+import fair_worlds
+from fair_worlds import copied_votes_world, latent_world, votes_of
 from fairsisa.fairness.derived.criteria import EQUALIZED_ODDS, Criterion
 from fairsisa.fairness.strategies.aggregate import AggregateThenPostprocess
 from fairsisa.fairness.strategies.ensemble import EnsemblePostprocess
@@ -70,7 +70,7 @@ def test_constituents_err_together_more_in_one_world_than_another():
 
 
 def test_finer_states_cost_less_in_the_population():
-    world = latent_world(5, 3, seed=3)
+    world = latent_world(9, 2, seed=1)
     losses = [world.optimum(STRICT, STATES[states](world.patterns)).loss for states in STATES]
     assert losses[0] < losses[1] - 1e-4
     assert losses[1] < losses[2] + 1e-12

@@ -25,7 +25,7 @@ from fairsisa.fairness.strategies.names import STRATEGIES
 from fairsisa.fairness.strategies.sample import Sample
 from fairsisa.settings import one_of
 
-VOTE_CANDIDATES = ("ensemble_pattern", "ensemble_vote_count", "ensemble_pooled", "aggregate_first", "members_random")
+VOTE_CANDIDATES = ("ensemble_vote_count", "ensemble_pooled", "ensemble_pattern", "aggregate_first", "members_random")
 SCORE_CANDIDATE = "score_threshold"
 AUTO = "auto"
 SLACK = 1e-9
@@ -33,21 +33,24 @@ SLACK = 1e-9
 
 
 class AutoPostprocess(Postprocessor):
-    """Take the cheapest strategy and tolerance whose difference is, with confidence, small on rows it has not seen.
+    """Take a cheap strategy and tolerance whose difference is, with confidence, small on rows it has not seen.
 
     Every candidate strategy is cross-fitted at tolerances 0, t/2 and t, t being the one asked of the first criterion.
     From the out-of-fold probabilities come the expected accuracy, cost and difference (no coin is tossed); from
-    resampled subjects the difference's upper confidence bound, its `level` quantile over replicates. A difference is
-    never negative and noise lifts it, its replicates once more, so the bound is on the safe side. Chosen is the
-    cheapest of the candidates whose bound is at most the tolerance; if none is, the cheapest of those whose bound lies
-    within one standard error of the smallest (Breiman et al. 1984, section 3.4.3). It is then fitted on all rows.
+    resampled subjects the difference's upper confidence bound, its `level` quantile over replicates. Fit to be chosen
+    are candidates whose bound is at most the tolerance. A difference is never negative, noise lifts it, and its
+    replicates once more; so on few rows no bound may be so small, the smallest showing what noise alone makes: then
+    those are fit whose bound exceeds the smallest by at most the tolerance. Of these, candidates whose cost cannot be
+    told from the least, being within one standard error of the paired difference (Breiman et al. 1984, section 3.4.3),
+    count as equally cheap; the first in the order of `candidates` is taken, at the tolerance with the smallest bound.
+    It is then fitted on all rows.
 
     With several criteria the difference stands for the criterion that exceeds its tolerance most, moved to the scale of
     the first: the excess plus the first's tolerance.
 
     Parameters:
-        candidates: names of `names.STRATEGIES`; None means score_threshold (two classes, scores known),
-            ensemble_pattern, ensemble_vote_count, ensemble_pooled, aggregate_first and members_random.
+        candidates: names of `names.STRATEGIES`, the more trusted first; None means score_threshold (two classes,
+            scores known), ensemble_vote_count, ensemble_pooled, ensemble_pattern, aggregate_first, members_random.
         num_folds: folds of the cross-fitting, over subjects.
         level: confidence of the upper bound, one-sided, and coverage of the accuracy's interval.
         num_replicates: draws of subjects.
@@ -141,16 +144,18 @@ class AutoPostprocess(Postprocessor):
         data = self._as_data(sample)
         folds = list(fold_rows(data.y, data.groups, subjects, self.num_folds, self.seed))
         judge = self._judge(sample, subjects)
-        rows, failures = list[dict[str, Any]](), dict[str, FairsisaError]()
+        rows, costs, failures = list[dict[str, Any]](), list[np.ndarray](), dict[str, FairsisaError]()
         for name in self._names(sample.inputs):
             try:
-                rows += self._weighed(name, data, folds, judge)
+                found = self._weighed(name, data, folds, judge)
+                rows += [row for row, _ in found]
+                costs += [cost for _, cost in found]
             except (ConfigError, DataError, SolverError) as error:
                 failures[name] = error
         if not rows:
             raise next(iter(failures.values()))
         self.warnings_ += [f"Strategy {name} was left out: {error}" for name, error in failures.items()]
-        self.choices_, self.reason_ = choose(pd.DataFrame(rows), _limit(self.criteria_), self.level)
+        self.choices_, self.reason_ = choose(pd.DataFrame(rows), np.stack(costs), _limit(self.criteria_), self.level)
         strategy, tolerance = self.choices_.loc[self.choices_["chosen"], ["strategy", "tolerance"]].iloc[0]
         first = replace(self.criteria_[0], tolerance=float(tolerance))
         self.best_ = self._new(strategy, (first, *self.criteria_[1:]))
@@ -160,8 +165,8 @@ class AutoPostprocess(Postprocessor):
 
     def _weighed(
         self, name: str, data: _Data, folds: Sequence[tuple[np.ndarray, np.ndarray]], judge: Judge
-    ) -> list[dict[str, Any]]:
-        """Return one row a tolerance of what cross-fitting says of a strategy."""
+    ) -> list[tuple[dict[str, Any], np.ndarray]]:
+        """Return, for each tolerance, what cross-fitting says of a strategy, and the replicates of its cost."""
         levels = _levels(self.criteria_[0])
         derived = cross_paths(
             self._new(name, self.criteria_),
@@ -175,7 +180,7 @@ class AutoPostprocess(Postprocessor):
         bootstrap = Bootstrap(self.num_replicates, self.level, self.seed)
         measured = judge.measure([each.probabilities for each in derived], bootstrap)
         return [
-            {"strategy": name, "tolerance": level, **_numbers(found, self.criteria_, self.level)}
+            ({"strategy": name, "tolerance": level, **_numbers(found, self.criteria_, self.level)}, found.cost)
             for level, found in zip(levels, measured, strict=True)
         ]
 
@@ -222,34 +227,34 @@ class _Data:
     weights: np.ndarray | None
 
 
-def choose(choices: pd.DataFrame, limit: float, level: float) -> tuple[pd.DataFrame, str]:
+def choose(choices: pd.DataFrame, costs: np.ndarray, limit: float, level: float) -> tuple[pd.DataFrame, str]:
     """Return the candidates with a column `chosen`, and why that one was, in a sentence.
 
-    `choices` has the columns of `AutoPostprocess.choices_` but that one. Those whose bound (`difference_high`) is at
-    most `limit` are fit to be chosen; where none is, those whose bound lies within one standard error of the smallest.
-    The cheapest of them is taken, of equals the one with the smallest bound, then the first.
+    `choices` has the columns of `AutoPostprocess.choices_` but that one, the more trusted candidates first; `costs`
+    holds each one's mean cost and its replicates, shape (num_candidates, 1 + num_replicates). The rule is that of
+    `AutoPostprocess`, `limit` the tolerance.
     """
-    bounds = choices["difference_high"].fillna(math.inf)
-    fit = bounds <= limit + SLACK
-    held = bool(fit.any())
-    smallest = int(bounds.to_numpy().argmin())
-    margin = float(np.nan_to_num(choices["standard_error"].iloc[smallest]))
-    if not held:
-        fit = bounds <= bounds.iloc[smallest] + margin
-    order = choices[fit].assign(bound=bounds).sort_values(["cost", "bound"], kind="stable")
-    place = order.index[0]
-    best, said = choices.loc[place], _said(choices.loc[place], level)
+    bounds = choices["difference_high"].fillna(math.inf).to_numpy()
+    smallest = float(bounds.min())
+    held = smallest <= limit + SLACK
+    fit = np.flatnonzero(bounds <= (limit if held else smallest + limit) + SLACK)
+    cheapest = int(fit[np.argmin(costs[fit, 0])])
+    margins = np.std(costs[:, 1:] - costs[cheapest, 1:], axis=1, ddof=1)
+    near = [row for row in fit if costs[row, 0] <= costs[cheapest, 0] + margins[row] + SLACK]
+    strategy = choices["strategy"].iloc[near[0]]
+    best = min((row for row in near if choices["strategy"].iloc[row] == strategy), key=lambda row: float(bounds[row]))
+    said = _said(choices.iloc[best], level)
+    among = f"{len(fit)} of {len(choices)} candidates"
     if held:
-        reason = (
-            f"{said} It is the cheapest of the {int(fit.sum())} (of {len(choices)}) candidates with an upper bound of "
-            f"at most {limit:g}."
-        )
+        told = f"{among} have an upper bound of at most {limit:g};"
     else:
-        reason = (
-            f"{said} No candidate's upper bound is at most {limit:g}; the smallest is {bounds.iloc[smallest]:.3f}, and "
-            f"of the {int(fit.sum())} within one standard error ({margin:.3f}) of it this is the cheapest."
+        told = (
+            f"No candidate's upper bound is at most {limit:g}: the smallest is {smallest:.3f}, what noise makes of so "
+            f"few rows; {among} come within {limit:g} of it."
         )
-    return choices.assign(chosen=choices.index == best.name), reason
+    alike = f"the costs of {len(near)} of them cannot be told apart, and of these it is the one trusted most."
+    reason = f"{said} {told} {alike if held else alike.capitalize()}"
+    return choices.assign(chosen=np.arange(len(choices)) == best), reason
 
 
 def _said(best: pd.Series, level: float) -> str:

@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 import pandas as pd
+from sklearn.base import clone
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from fairsisa.errors import ConfigError, DataError
@@ -34,6 +35,8 @@ from fairsisa.fairness.strategies.sklearn_bases import BaseEstimator, Classifier
 from fairsisa.settings import one_of
 
 UNPROCESSED, ERROR = "unprocessed", "error"
+REQUESTS = ("_metadata_request",)
+"""Where scikit-learn notes which metadata an estimator asked for; its own clones take that along."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +129,14 @@ class Postprocessor(ClassifierMixin, BaseEstimator):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         complete_signature(cls)
         super().__init_subclass__(**kwargs)
+
+    def __sklearn_clone__(self) -> Self:
+        """Return an unfitted copy that keeps the fitted `estimator`, which scikit-learn would make unfitted."""
+        given = self.get_params(deep=False)
+        kept = given.pop("estimator")
+        made = type(self)(**{name: clone(value, safe=False) for name, value in given.items()}, estimator=kept)
+        vars(made).update({name: copy.deepcopy(vars(self)[name]) for name in REQUESTS if name in vars(self)})
+        return made
 
     def fit(self, X: Any, y: Any, *, sensitive_features: Any = None, sample_weight: Any = None) -> Self:  # noqa: N803
         """Fit the rule on rows that no constituent was trained on; `read_inputs` and `read_groups` say what is taken.

@@ -152,7 +152,8 @@ def subject_codes(subject_ids: Any, num_rows: int) -> np.ndarray:
     ids = np.asarray(subject_ids).ravel()
     if len(ids) != num_rows:
         raise DataError(f"Expected {num_rows} subject ids, one a row, got {len(ids)}.")
-    return np.asarray(np.unique(ids.astype(str), return_inverse=True)[1], dtype=np.int64)
+    known = ids if ids.dtype.kind in "iu" else ids.astype(str)
+    return np.asarray(np.unique(known, return_inverse=True)[1], dtype=np.int64)
 
 
 def label_codes(y: Any, classes: np.ndarray) -> np.ndarray:

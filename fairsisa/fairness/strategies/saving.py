@@ -34,11 +34,11 @@ CLASSES = {
 }
 """The estimators that a document may name, and their modules."""
 VALUES = {
-    "BlindSolution": f"{HOME}.linear",
+    "BlindSolution": f"{DERIVED}.blind",
     "Chain": f"{DERIVED}.hulls",
     "Criterion": f"{DERIVED}.criteria",
     "Joint": f"{DERIVED}.joint",
-    "LinearRule": f"{HOME}.linear",
+    "LinearRule": f"{DERIVED}.blind",
     "RowCoder": f"{HOME}.ensemble",
     "ScoreChain": f"{DERIVED}.thresholds",
     "Solution": f"{DERIVED}.solution",
