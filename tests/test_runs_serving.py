@@ -114,6 +114,15 @@ def test_raw_inputs_are_decided_as_their_votes_are(original):
     assert part.tolist() == found[5:9].tolist()
 
 
+def test_a_frame_of_raw_inputs_is_decided_as_its_numbers_are(original):
+    frame = original.examples.split(TEST)
+    columns = [name for name in frame.columns if name.startswith("feature:")]
+    rule, groups = fair_predictor(original, "fair"), frame["sensitive:region"].to_numpy(dtype=object)
+    given = {"sensitive_features": groups, "example_ids": frame["example_id"].tolist()}
+    decided = rule.predict(frame[columns], **given)  # warnings, such as of feature names, are errors here
+    assert decided.tolist() == rule.predict(frame[columns].to_numpy(), **given).tolist()
+
+
 def test_it_refuses_as_soon_as_it_is_stale(run):
     fair, rows = fair_predictor(run, "fair"), features_of(run)[:3]
     given = {"sensitive_features": rows_of(run)["sensitive:region"][:3], "example_ids": ["a", "b", "c"]}

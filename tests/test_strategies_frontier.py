@@ -7,6 +7,7 @@ from fairsisa.errors import ConfigError
 from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.strategies.aggregate import AggregateThenPostprocess
 from fairsisa.fairness.strategies.audit import audit
+from fairsisa.fairness.strategies.auto import AutoPostprocess
 from fairsisa.fairness.strategies.ensemble import EnsemblePostprocess
 from fairsisa.fairness.strategies.frontier import sweep
 from fairsisa.fairness.strategies.names import STRATEGIES
@@ -95,6 +96,15 @@ def test_the_baseline_is_the_same_at_every_tolerance_and_its_difference_is_measu
     assert found["accuracy"].nunique() == 1
     assert (found["difference"] > 0.03).all()
     assert found["tolerance"].tolist() == TOLERANCES
+
+
+def test_estimators_that_cross_fit_are_told_the_subjects_of_fit(monkeypatch):
+    told = []
+    monkeypatch.setattr(AutoPostprocess, "_choose", lambda self, sample, subjects: told.append(subjects) or 1 / 0)
+    subjects = np.repeat(np.arange(300), 2)
+    with pytest.raises(ZeroDivisionError):
+        swept({"auto": AutoPostprocess()}, fit_subject_ids=subjects)
+    assert told[0].tolist() == subjects.tolist()
 
 
 def test_given_estimators_stay_unfitted():

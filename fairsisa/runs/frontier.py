@@ -126,6 +126,7 @@ class _Trial:
                 fit=(fit.predictions, fit.labels, fit.groups),
                 test=(test.predictions, test.labels, test.groups),
                 subject_ids=test.subject_ids,
+                fit_subject_ids=fit.subject_ids,
                 bootstrap=self.bootstrap,
             )
 

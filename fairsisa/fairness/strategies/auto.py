@@ -38,12 +38,12 @@ class AutoPostprocess(Postprocessor):
     Every candidate strategy is cross-fitted at tolerances 0, t/2 and t, t being the one asked of the first criterion.
     From the out-of-fold probabilities come the expected accuracy, cost and difference (no coin is tossed); from
     resampled subjects the difference's upper confidence bound, its `level` quantile over replicates. Fit to be chosen
-    are candidates whose bound is at most the tolerance. A difference is never negative, noise lifts it, and its
-    replicates once more; so on few rows no bound may be so small, the smallest showing what noise alone makes: then
-    those are fit whose bound exceeds the smallest by at most the tolerance. Of these, candidates whose cost cannot be
-    told from the least, being within one standard error of the paired difference (Breiman et al. 1984, section 3.4.3),
-    count as equally cheap; the first in the order of `candidates` is taken, at the tolerance with the smallest bound.
-    It is then fitted on all rows.
+    are candidates whose bound is at most the tolerance. On few rows no bound may be so small: a difference is never
+    negative, noise lifts it, and its replicates once more. Then those are fit whose difference exceeds the tolerance by
+    at most one standard error, so that it cannot be told that they exceed it; if there are none either, the one with
+    the smallest bound. Of these, candidates whose cost is within one standard error (of the paired difference) of the
+    least count as equally cheap (the rule of Breiman et al. 1984, section 3.4.3); the first in the order of
+    `candidates` is taken, at the tolerance with the smallest bound. It is then fitted on all rows.
 
     With several criteria the difference stands for the criterion that exceeds its tolerance most, moved to the scale of
     the first: the excess plus the first's tolerance.
@@ -235,26 +235,28 @@ def choose(choices: pd.DataFrame, costs: np.ndarray, limit: float, level: float)
     `AutoPostprocess`, `limit` the tolerance.
     """
     bounds = choices["difference_high"].fillna(math.inf).to_numpy()
-    smallest = float(bounds.min())
-    held = smallest <= limit + SLACK
-    fit = np.flatnonzero(bounds <= (limit if held else smallest + limit) + SLACK)
+    fit, told = _fit_to_choose(choices, bounds, limit)
     cheapest = int(fit[np.argmin(costs[fit, 0])])
     margins = np.std(costs[:, 1:] - costs[cheapest, 1:], axis=1, ddof=1)
-    near = [row for row in fit if costs[row, 0] <= costs[cheapest, 0] + margins[row] + SLACK]
+    near = [int(row) for row in fit if costs[row, 0] <= costs[cheapest, 0] + margins[row] + SLACK]
     strategy = choices["strategy"].iloc[near[0]]
     best = min((row for row in near if choices["strategy"].iloc[row] == strategy), key=lambda row: float(bounds[row]))
-    said = _said(choices.iloc[best], level)
-    among = f"{len(fit)} of {len(choices)} candidates"
-    if held:
-        told = f"{among} have an upper bound of at most {limit:g};"
-    else:
-        told = (
-            f"No candidate's upper bound is at most {limit:g}: the smallest is {smallest:.3f}, what noise makes of so "
-            f"few rows; {among} come within {limit:g} of it."
-        )
-    alike = f"the costs of {len(near)} of them cannot be told apart, and of these it is the one trusted most."
-    reason = f"{said} {told} {alike if held else alike.capitalize()}"
+    alike = "it is the cheapest" if len(near) == 1 else f"the costs of {len(near)} cannot be told apart, it leads them"
+    reason = f"{_said(choices.iloc[best], level)} {told} Of these {alike}."
     return choices.assign(chosen=np.arange(len(choices)) == best), reason
+
+
+def _fit_to_choose(choices: pd.DataFrame, bounds: np.ndarray, limit: float) -> tuple[np.ndarray, str]:
+    """Return the rows of candidates that may be chosen, and a sentence that says why these."""
+    held = np.flatnonzero(bounds <= limit + SLACK)
+    if len(held):
+        return held, f"{len(held)} of {len(choices)} candidates have an upper bound of at most {limit:g}."
+    none = f"No candidate's upper bound is at most {limit:g} on so few rows"
+    excess = choices["difference"] - choices["standard_error"].fillna(math.inf) - limit
+    doubtful = np.flatnonzero(excess <= SLACK)
+    if len(doubtful):
+        return doubtful, f"{none}; {len(doubtful)} of {len(choices)} exceed it by one standard error or less."
+    return np.array([int(np.argmin(bounds))]), f"{none}, and all exceed it by more than a standard error."
 
 
 def _said(best: pd.Series, level: float) -> str:

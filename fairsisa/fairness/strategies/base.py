@@ -351,7 +351,8 @@ class Postprocessor(ClassifierMixin, BaseEstimator):
     def _read(self, X: Any, sensitive_features: Any) -> tuple[Inputs, np.ndarray]:  # noqa: N803
         """Return inputs and fitted group numbers, -1 for those to be left unprocessed."""
         check_is_fitted(self)
-        if getattr(X, "ndim", None) == 2:
+        fitted_on_raw = self.estimator is None or hasattr(self, "feature_names_in_")
+        if getattr(X, "ndim", None) == 2 and fitted_on_raw:
             validate_data(self, X, reset=False, skip_check_array=True)
         inputs = self._read_inputs(X)
         if inputs.num_constituents != self.num_constituents_:

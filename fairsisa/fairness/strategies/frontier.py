@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -28,6 +29,7 @@ def sweep(
     fit: tuple[Any, Any, Any],
     test: tuple[Any, Any, Any],
     subject_ids: Any = None,
+    fit_subject_ids: Any = None,
     bootstrap: Bootstrap = BOOTSTRAP,
 ) -> pd.DataFrame:
     """Fit every estimator once and return what it comes to at each tolerance of its first criterion.
@@ -37,7 +39,7 @@ def sweep(
     difference_low, difference_high, randomised, overridden, backed_off. Accuracy, difference (what the first
     criterion's tolerance bounds) and overridden are exact in the probabilities of deciding: no coin is tossed.
     Intervals resample subjects of the test rows (`subject_ids`; None makes each row one); numbers of the rows of fit
-    have none, since their error is that of fitting to them.
+    have none, since their error is that of fitting to them. Estimators that cross-fit get `fit_subject_ids`.
 
     Raises:
         ConfigError: without an estimator or a tolerance.
@@ -46,17 +48,24 @@ def sweep(
     if not estimators or not len(tolerances):
         raise ConfigError(f"Expected estimators and tolerances, got {len(estimators)} and {len(tolerances)}.")
     parts = [
-        _swept(name, _fitted_at(estimator, tolerances, fit), tolerances, (fit, test), (subject_ids, bootstrap))
+        _swept(
+            name,
+            _fitted_at(estimator, tolerances, fit, fit_subject_ids),
+            tolerances,
+            (fit, test),
+            (subject_ids, bootstrap),
+        )
         for name, estimator in estimators.items()
     ]
     return pd.concat(parts, ignore_index=True)
 
 
 def _fitted_at(
-    estimator: Postprocessor, tolerances: Sequence[float], data: tuple[Any, Any, Any]
+    estimator: Postprocessor, tolerances: Sequence[float], data: tuple[Any, Any, Any], subject_ids: Any
 ) -> Sequence[Postprocessor]:
     X, y, sensitive_features = data  # noqa: N806
-    fitted: Postprocessor = clone(estimator).fit(X, y, sensitive_features=sensitive_features)
+    own = {"subject_ids": subject_ids} if "subject_ids" in inspect.signature(estimator.fit).parameters else {}
+    fitted: Postprocessor = clone(estimator).fit(X, y, sensitive_features=sensitive_features, **own)
     return fitted.at_tolerances(tolerances)
 
 
