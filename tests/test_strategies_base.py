@@ -362,3 +362,17 @@ def test_several_criteria_hold_at_once() -> None:
     copied = fitted.at_tolerances([0.5])[0]
     assert value(problem, probabilities(copied, problem), "demographic_parity") <= 0.1 + 1e-9
     assert clone(copied).criterion == [Criterion("equal_opportunity", 0.5), Criterion("demographic_parity", 0.1)]
+
+
+def test_messages_call_classes_by_their_names():
+    rng = np.random.default_rng(0)
+    votes, labels, groups = rng.integers(2, size=(40, 3)), np.tile([0, 1], 20), np.repeat(["f", "m"], 20)
+    with pytest.raises(DataError, match="Group 'f' has 10 rows with label 'calm'"):
+        AggregateThenPostprocess(class_names=["calm", "toxic"], small_cells="error").fit(
+            votes, labels, sensitive_features=groups
+        )
+    rule = AggregateThenPostprocess(class_names=["calm", "toxic"], small_cells="ignore", tolerance=1.0)
+    rule.fit(votes, labels, sensitive_features=groups)
+    assert "P(toxic | calm)" in rule.rates_.columns
+    with pytest.raises(DataError, match="Expected labels of the classes a, b, c, found 2 of these"):
+        AggregateThenPostprocess(class_names=["a", "b", "c"]).fit(votes, labels, sensitive_features=groups)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -119,7 +119,7 @@ def check_groups_asked(criterion: tuple[str, ...], features: tuple[str, ...], ex
             )
 
 
-def new_postprocessor(settings: PostprocessSettings, *, seed: int) -> Postprocessor:
+def new_postprocessor(settings: PostprocessSettings, *, seed: int, classes: Sequence[str]) -> Postprocessor:
     """Return the estimator that the settings ask for, not fitted."""
     single = len(settings.criterion) == 1
     return STRATEGIES[settings.strategy](
@@ -134,6 +134,7 @@ def new_postprocessor(settings: PostprocessSettings, *, seed: int) -> Postproces
         unknown_group=settings.unknown_group,
         randomization=settings.randomization,
         seed=seed,
+        class_names=list(classes),
     )
 
 
@@ -147,7 +148,7 @@ def register(run: Run, ensemble: Ensemble, examples: Examples, settings: Postpro
     _claim_too(run, lineage.name)
     if not run.store.has(lineage.name):
         votes = calibration_votes(run, ensemble, examples, settings)
-        fitted = fit_quietly(new_postprocessor(settings, seed=run.settings.seed), votes)
+        fitted = fit_quietly(new_postprocessor(settings, seed=run.settings.seed, classes=examples.classes), votes)
         document = canonical_json(fitted.to_dict(), DOCUMENT)
         run.store.put(lineage, {DOCUMENT: torch.from_numpy(np.frombuffer(document, dtype=np.uint8).copy())})
     groups = _known_groups(examples, settings.sensitive_feature)

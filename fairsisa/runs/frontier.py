@@ -170,7 +170,8 @@ def _content(trial: _Trial) -> FrontierReport:
 
 def _strategy(trial: _Trial, name: str) -> Postprocessor:
     seed = trial.run.settings.seed
-    return new_postprocessor(PostprocessSettings(**{**vars(trial.rule), "strategy": name}), seed=seed)
+    settings = PostprocessSettings(**{**vars(trial.rule), "strategy": name})
+    return new_postprocessor(settings, seed=seed, classes=trial.run.examples.classes)
 
 
 def _baselines(trial: _Trial) -> Mapping[str, tuple[Postprocessor, Sequence[str] | None]]:

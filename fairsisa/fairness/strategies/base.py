@@ -28,13 +28,21 @@ from fairsisa.fairness.strategies.guards import (
     criteria_of,
     small_cells,
 )
-from fairsisa.fairness.strategies.inputs import Inputs, blocks, majority, read_groups, read_inputs
+from fairsisa.fairness.strategies.inputs import (
+    ERROR,
+    UNPROCESSED,
+    Inputs,
+    blocks,
+    majority,
+    match_groups,
+    read_groups,
+    read_inputs,
+)
 from fairsisa.fairness.strategies.sample import Sample, read_labels, read_weights, require_rows
 from fairsisa.fairness.strategies.saving import save_document, to_document
 from fairsisa.fairness.strategies.sklearn_bases import BaseEstimator, ClassifierMixin, complete_signature
 from fairsisa.settings import one_of
 
-UNPROCESSED, ERROR = "unprocessed", "error"
 REQUESTS = ("_metadata_request",)
 """Where scikit-learn notes which metadata an estimator asked for; its own clones take that along."""
 
@@ -84,6 +92,7 @@ class Postprocessor(ClassifierMixin, BaseEstimator):
             ensemble does), or the name of the fitted group whose rule they get.
         randomization: "keyed" (chance is a keyed hash of the example) or "none" (the likelier decision).
         seed: the key of chance.
+        class_names: what messages call the labels, in the order of `classes_`; None means the labels themselves.
         estimator: a fitted ensemble that turns X into scores; see `read_inputs`. It is never fitted or cloned anew.
 
     Fitted attributes: `classes_`, `groups_` (names), `n_features_in_`, `num_constituents_`, `criteria_`, `costs_`
@@ -111,6 +120,7 @@ class Postprocessor(ClassifierMixin, BaseEstimator):
         unknown_group: str = ERROR,
         randomization: str = "keyed",
         seed: int = 0,
+        class_names: Sequence[str] | None = None,
         estimator: Any = None,
     ) -> None:
         self.criterion = criterion
@@ -124,6 +134,7 @@ class Postprocessor(ClassifierMixin, BaseEstimator):
         self.unknown_group = unknown_group
         self.randomization = randomization
         self.seed = seed
+        self.class_names = class_names
         self.estimator = estimator
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -236,7 +247,7 @@ class Postprocessor(ClassifierMixin, BaseEstimator):
 
     @property
     def _class_names(self) -> list[str]:
-        return [str(name) for name in self.classes_]
+        return [str(name) for name in (self.classes_ if self.class_names is None else self.class_names)]
 
     def _read_inputs(self, X: Any) -> Inputs:  # noqa: N803
         return read_inputs(X, self.estimator, classes=self.classes_)
@@ -253,6 +264,11 @@ class Postprocessor(ClassifierMixin, BaseEstimator):
         vars(self).pop("n_features_in_", None)
         validate_data(self, X, y, skip_check_array=True)
         self.classes_, labels = read_labels(y)
+        if self.class_names is not None and len(self.class_names) != len(self.classes_):
+            raise DataError(
+                f"Expected labels of the classes {', '.join(self.class_names)}, found {len(self.classes_)} of these; "
+                "every class must occur among the rows fitted."
+            )
         inputs = self._read_inputs(X)
         self.num_constituents_ = inputs.num_constituents
         if not hasattr(self, "n_features_in_"):
@@ -361,21 +377,7 @@ class Postprocessor(ClassifierMixin, BaseEstimator):
             )
         codes, names = read_groups(sensitive_features)
         require_rows(len(inputs), {"sensitive_features": len(codes)})
-        return inputs, self._fitted_groups(codes, names)
-
-    def _fitted_groups(self, codes: np.ndarray, names: Sequence[str]) -> np.ndarray:
-        place = {name: number for number, name in enumerate(self.groups_)}
-        unseen = [name for name in names if name not in place]
-        missing = int((codes < 0).sum())
-        if (unseen or missing) and self.unknown_group == ERROR:
-            found = f"group {unseen[0]!r}" if unseen else f"{missing} rows without a group"
-            raise DataError(
-                f"Expected the groups of fit ({', '.join(self.groups_)}), got {found}; "
-                f"unknown_group={UNPROCESSED!r}, or a group's name, says how to decide for such rows."
-            )
-        other = place.get(self.unknown_group, -1)
-        move = np.array([place.get(name, other) for name in names] + [other], dtype=np.int64)
-        return np.asarray(move[codes])
+        return inputs, match_groups(codes, names, self.groups_, self.unknown_group)
 
     def _derive(self, inputs: Inputs, groups: np.ndarray) -> Derived:
         original = self._original(inputs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -14,6 +14,7 @@ import scipy.sparse
 from fairsisa.errors import DataError
 from fairsisa.tables import Predictions
 
+UNPROCESSED, ERROR = "unprocessed", "error"
 SUM_TOLERANCE = 1e-3
 BLOCK = 1 << 17
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
@@ -152,6 +153,29 @@ def read_groups(sensitive_features: Any) -> tuple[np.ndarray, list[str]]:
             raise DataError(f"Expected sensitive features of equal length, got {len(codes)} and {len(others)} rows.")
         codes, names = _crossed((codes, names), (others, other_names))
     return codes, names
+
+
+def match_groups(codes: np.ndarray, names: Sequence[str], fitted: Sequence[str], unknown: str) -> np.ndarray:
+    """Return the numbers among `fitted` of groups read from new rows, -1 for rows to be left unprocessed.
+
+    `codes` and `names` come from `read_groups`; `unknown` says what of rows without a group, or of another one:
+    "error", "unprocessed", or the fitted group whose number they get.
+
+    Raises:
+        DataError: naming the group, where `unknown` is "error".
+    """
+    place = {name: number for number, name in enumerate(fitted)}
+    unseen = [name for name in names if name not in place]
+    missing = int((codes < 0).sum())
+    if (unseen or missing) and unknown == ERROR:
+        found = f"group {unseen[0]!r}" if unseen else f"{missing} rows without a group"
+        raise DataError(
+            f"Expected the groups of fit ({', '.join(fitted)}), got {found}; unknown_group={UNPROCESSED!r}, or a "
+            "group's name, says how to decide for such rows."
+        )
+    other = place.get(unknown, -1)
+    move = np.array([place.get(name, other) for name in names] + [other], dtype=np.int64)
+    return np.asarray(move[codes])
 
 
 def blocks(num_rows: int) -> Iterator[slice]:
