@@ -162,3 +162,19 @@ def test_help_lists_every_setting_with_its_default(verb, capsys):
     assert "sensitive_feature=[]" in out
     assert "criterion=['equalized_odds']" in out
     assert "run=???" in out
+
+
+def test_a_post_processor_is_taken_out_with_all_that_speaks_of_it(run, command):
+    assert command("postprocess", *RULE)[0] == 0
+    made = run.ensemble.postprocessors[NAME]["artefact"]
+    status, _, error = command("postprocess", "remove=true", "name=region.equalized_odds.auto")
+    assert (status, run.ensemble.postprocessors.keys()) == (2, {NAME})
+    assert f"Did you mean '{NAME}'" in error or NAME in error
+    status, said, _ = command("postprocess", "remove=true", f"name={NAME}")
+    assert status == 0
+    assert f"{NAME} is out of" in said
+    assert not run.ensemble.postprocessors
+    assert not run.store.has(made)
+    assert not list(run.directory.glob("*" + NAME + "*"))
+    assert command("evaluate")[0] == 0
+    assert command("doctor")[0] == 0

@@ -20,7 +20,7 @@ from fairsisa.runs.directory import Run
 from fairsisa.runs.evaluating import FAIR
 from fairsisa.runs.frontier import Progress, frontier_run
 from fairsisa.runs.logging import log_result, logged
-from fairsisa.runs.postprocessing import postprocess_run
+from fairsisa.runs.postprocessing import postprocess_run, remove_postprocessor
 from fairsisa.settings import ROOTS, FrontierSettings, PostprocessSettings, plain, settings_from
 
 LISTS = ("criterion", "tolerance", "tolerances", "sensitive_feature", "strategies")
@@ -33,8 +33,13 @@ def postprocess(config: Config, overrides: Sequence[str]) -> None:
     """Fit a post-processor, serve it and measure it."""
     run, settings = Run(config["run"]), postprocess_settings(config)
     run.require_trained()
+    if config["remove"]:
+        remove_postprocessor(run, settings.name)
+        say(f"{settings.name} is out of {run.directory}; its reports are made again by `fairsisa evaluate`.")
+        return
     folder = run.path(*LOGS, settings.chosen_name)
-    shutil.rmtree(folder / "logs", ignore_errors=True)  # a logger would warn of the last time's
+    if (folder / "logs").exists():  # a logger would warn of the last time's
+        shutil.rmtree(folder / "logs")
     loggers = instantiate_loggers(config.get("logger") or {}, folder)
     with logged(loggers, run.settings), progress(run.settings, run.num_slices) as show:
         made = postprocess_run(run, settings, execution=execution_of(config), on_event=show)

@@ -9,8 +9,8 @@ from fairsisa.execution import Report
 from fairsisa.report.content import RunReport
 from fairsisa.report.postprocessing import PostprocessingReport
 from fairsisa.runs.directory import DEGRADED, Run
-from fairsisa.runs.evaluating import can_be_measured, measure_run, with_predictions
-from fairsisa.runs.fitting import KIND, check_settings, register
+from fairsisa.runs.evaluating import can_be_measured, forget_reports, measure_run, with_predictions
+from fairsisa.runs.fitting import KIND, check_settings, entry_of, register
 from fairsisa.settings import ExecutionSettings, PostprocessSettings
 
 
@@ -56,6 +56,22 @@ def postprocess_run(
         return Postprocessed(name, None, None)
     measured = measure_run(run, execution=execution, on_event=on_event)
     return Postprocessed(name, measured.fair[name], measured.report)
+
+
+def remove_postprocessor(run: Run, name: str | None) -> None:
+    """Take a post-processor out of a run, with the reports that speak of it.
+
+    Raises:
+        ConfigError: when the run has none of that name, naming the nearest.
+        RunError: when the run is not trained, or another command is at work on it.
+    """
+    with run.locked():
+        ensemble = run.ensemble
+        entry_of(run, ensemble, str(name))
+        left = {known: entry for known, entry in ensemble.postprocessors.items() if known != name}
+        forget_reports(run)
+        run.publish(replace(ensemble, postprocessors=left))
+        _retire(run)
 
 
 def require_whole(run: Run) -> None:
