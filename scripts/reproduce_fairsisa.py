@@ -12,9 +12,10 @@ strategy and seed, so that differences are paired), and every number is the mean
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -173,6 +174,17 @@ def markdown(table: pd.DataFrame) -> Iterator[str]:
         yield f"| {row['shards']} | {row['feature']} | {row['strategy']} | {' | '.join(shown + shares)} |\n"
 
 
+def against(table: pd.DataFrame, others: Sequence[str]) -> Iterator[str]:
+    """Yield what `auto` gains over others, paired; an asterisk marks what an interval tells from zero."""
+    yield "| shards | feature | auto minus | accuracy | difference |\n|---|---|---|---|---|\n"
+    for row in table[table["strategy"].isin(others)].to_dict("records"):
+        cells = []
+        for name in (f"auto minus this: {key}" for key in ("accuracy", "difference")):
+            low, high = row[f"{name} low"], row[f"{name} high"]
+            cells.append(f"{row[name]:+.3f} [{low:+.3f}, {high:+.3f}]{'*' if low > 0 or high < 0 else ''}")
+        yield f"| {row['shards']} | {row['feature']} | {row['strategy']} | {' | '.join(cells)} |\n"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", required=True, help="the folder of corpora")
@@ -198,7 +210,10 @@ def main() -> None:
             for feature in FEATURES:
                 rows += list(rows_of(num_shards, feature, found[feature], asked.tolerance))
             pd.DataFrame(rows).to_csv(asked.out, index=False)
-            print("".join(markdown(pd.DataFrame(rows[-len(FEATURES) * len(found[FEATURES[0]]) :]))), flush=True)
+            print(f"{num_shards} shards: done", file=sys.stderr, flush=True)
+    table = pd.DataFrame(rows)
+    print("### Every strategy\n\n" + "".join(markdown(table)))
+    print("### What auto gains over FairSISA's three\n\n" + "".join(against(table, FAIRSISA)))
 
 
 if __name__ == "__main__":

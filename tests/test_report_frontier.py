@@ -71,7 +71,7 @@ def test_findings_name_the_fairest_the_most_accurate_and_what_was_not_kept():
         "At the strictest tolerance, 0, the lowest equalized odds difference on held-out examples is that of majority "
         "vote, then post-processed: 0.010 [0.000, 0.030], accuracy 66.0 %, told apart from majority vote (0.200 "
         "[0.180, 0.220], accuracy 75.0 %).",
-        "There pattern of votes decides most accurately (70.0 %); 1 of 1 other is not told apart from it.",
+        "At that tolerance pattern of votes decides most accurately (70.0 %); 1 of 1 other is not told apart from it.",
         "No strategy's held-out interval lies within its tolerance, at any tolerance swept.",
         "The fit data promise most too much for pattern of votes at tolerance 0: 0.000 there, 0.120 [0.100, 0.140] on "
         "held-out examples.",

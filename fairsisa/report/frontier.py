@@ -171,10 +171,10 @@ def _most_accurate(rows: list[Row]) -> Iterator[str]:
     best = max(rows, key=lambda row: row["accuracy"])
     close = [row for row in rows if row is not best and not _apart(best, row, "accuracy")]
     if len(rows) > 1:
+        others = f"{len(close):,} of {count(len(rows) - 1, 'other')} {'is' if len(close) == 1 else 'are'}"
         yield (
-            f"There {strategy_label(best['strategy'])} decides most accurately ({percent(best['accuracy'])}); "
-            f"{len(close):,} of {count(len(rows) - 1, 'other')} {'is' if len(close) == 1 else 'are'} not told apart "
-            "from it."
+            f"At that tolerance {strategy_label(best['strategy'])} decides most accurately "
+            f"({percent(best['accuracy'])}); {others} not told apart from it."
         )
 
 
