@@ -86,7 +86,7 @@ CLAIMS = (
     claim("ensemble_pooled"),
     claim("score_threshold", many_classes=False),
     claim("group_blind", keeps_criterion=False, has_one_loss=False, counts_alone=False, needs_groups=False),
-    claim("unprocessed", keeps_criterion=False, many_classes=False),
+    claim("unprocessed", keeps_criterion=False),
 )
 BY_NAME = {each.name: each for each in CLAIMS}
 

@@ -11,7 +11,7 @@ from scipy.optimize import linprog
 
 from fairsisa.errors import DataError, SolverError
 from fairsisa.fairness.derived.criteria import Criterion
-from fairsisa.fairness.strategies import ScoreThresholdPostprocess, Unprocessed
+from fairsisa.fairness.strategies import ScoreThresholdPostprocess, Unprocessed, load_postprocessor
 from strategy_contract import Problem, loss, value
 
 
@@ -152,14 +152,30 @@ def test_ties_without_chance_go_to_the_unprocessed_decision() -> None:
     assert math.isclose(fitted.loss_, float((decided != labels).mean()), abs_tol=1e-12)
 
 
-@pytest.mark.parametrize("made", [ScoreThresholdPostprocess, Unprocessed])
-def test_more_classes_and_bare_votes_are_refused(made: type[ScoreThresholdPostprocess]) -> None:
+def test_more_classes_and_bare_votes_are_refused() -> None:
     labels, groups = np.array([0, 1, 2] * 4), np.repeat(["a", "b"], 6)
-    scores = np.full((12, 2, 3), 1 / 3)
+    scores, made = np.full((12, 2, 3), 1 / 3), ScoreThresholdPostprocess(small_cells="ignore")
     with pytest.raises(DataError, match="between two classes, got 3: choose the strategy group_blind or ensemble_vote"):
-        made(small_cells="ignore").fit(scores, labels, sensitive_features=groups)
+        made.fit(scores, labels, sensitive_features=groups)
     with pytest.raises(DataError, match="Expected scores, got votes"):
-        made(small_cells="ignore").fit(np.zeros((12, 2), int), labels % 2, sensitive_features=groups)
+        made.fit(np.zeros((12, 2), int), labels % 2, sensitive_features=groups)
+
+
+def test_without_two_classes_of_scores_the_unprocessed_rule_is_the_cheapest_by_count_of_votes() -> None:
+    rng = np.random.default_rng(5)
+    labels, groups = rng.integers(3, size=300), rng.choice(["a", "b"], 300)
+    votes = np.where(rng.random((300, 3)) < 0.6, labels[:, None], rng.integers(3, size=(300, 3)))
+    made = Unprocessed(tolerance=0.0, small_cells="ignore").fit(votes, labels, sensitive_features=groups)
+    cells: dict[tuple[object, ...], list[int]] = {}
+    for row in range(300):
+        key = (groups[row], *np.bincount(votes[row], minlength=3))
+        cells.setdefault(key, []).append(int(labels[row]))
+    right = sum(max(map(found.count, range(3))) for found in cells.values())
+    assert math.isclose(1.0 - made.loss_, right / 300)
+    again = load_postprocessor(made.to_dict())
+    given = {"sensitive_features": groups}
+    assert (again.predict_proba(votes, **given) == made.predict_proba(votes, **given)).all()
+    assert made.at_tolerances([0.0, 0.5])[1].loss_ == made.loss_
 
 
 def test_criteria_that_contradict_each_other_are_named() -> None:

@@ -7,7 +7,7 @@ import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -22,7 +22,7 @@ from fairsisa.fairness.strategies.crossfit import cross_paths, fold_rows, subjec
 from fairsisa.fairness.strategies.guards import ConstantRuleWarning, SmallCellWarning
 from fairsisa.fairness.strategies.inputs import Inputs, read_groups
 from fairsisa.fairness.strategies.names import STRATEGIES
-from fairsisa.fairness.strategies.sample import Sample
+from fairsisa.fairness.strategies.sample import Given, Sample
 from fairsisa.settings import one_of
 
 VOTE_CANDIDATES = ("ensemble_vote_count", "ensemble_pooled", "ensemble_pattern", "aggregate_first", "members_random")
@@ -141,7 +141,7 @@ class AutoPostprocess(Postprocessor):
 
     def _choose(self, sample: Sample, subjects: np.ndarray) -> None:
         """Set `best_`, `choices_` and `reason_`; `subjects` holds any numbers, shape (N,)."""
-        data = self._as_data(sample)
+        data = sample.as_given(self.classes_, self.groups_)
         folds = list(fold_rows(data.y, data.groups, subjects, self.num_folds, self.seed))
         judge = self._judge(sample, subjects)
         rows, costs, failures = list[dict[str, Any]](), list[np.ndarray](), dict[str, FairsisaError]()
@@ -164,7 +164,7 @@ class AutoPostprocess(Postprocessor):
         self.warnings_ += self.best_.warnings_
 
     def _weighed(
-        self, name: str, data: _Data, folds: Sequence[tuple[np.ndarray, np.ndarray]], judge: Judge
+        self, name: str, data: Given, folds: Sequence[tuple[np.ndarray, np.ndarray]], judge: Judge
     ) -> list[tuple[dict[str, Any], np.ndarray]]:
         """Return, for each tolerance, what cross-fitting says of a strategy, and the replicates of its cost."""
         levels = _levels(self.criteria_[0])
@@ -196,14 +196,6 @@ class AutoPostprocess(Postprocessor):
         shared = {key: getattr(self, key) for key in common if key not in ("self", "tolerance", "form")}
         return STRATEGIES[name](**shared | own)
 
-    def _as_data(self, sample: Sample) -> _Data:
-        """Return the rows as candidates take them, the estimator's scores computed already."""
-        X = sample.inputs.values if sample.inputs.has_scores else self.classes_[sample.inputs.votes]  # noqa: N806
-        if not sample.inputs.has_scores and X.dtype.kind == "f":
-            X = X.astype(object)  # noqa: N806 - floats would be taken for scores
-        groups = np.array(self.groups_, dtype=object)[sample.groups]
-        return _Data(X, self.classes_[sample.labels], groups, sample.weights)
-
     def _judge(self, sample: Sample, subjects: np.ndarray) -> Judge:
         return Judge(
             labels=sample.labels,
@@ -215,16 +207,6 @@ class AutoPostprocess(Postprocessor):
             group_names=self.groups_,
             weights=sample.weights,
         )
-
-
-@dataclass(frozen=True, eq=False)
-class _Data:
-    """Rows as `Postprocessor.fit` takes them."""
-
-    X: np.ndarray
-    y: np.ndarray
-    groups: np.ndarray
-    weights: np.ndarray | None
 
 
 def choose(choices: pd.DataFrame, costs: np.ndarray, limit: float, level: float) -> tuple[pd.DataFrame, str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,16 @@ from sklearn.utils.validation import column_or_1d
 from fairsisa.errors import DataError
 from fairsisa.fairness.derived.joint import Joint, count_joint
 from fairsisa.fairness.strategies.inputs import Inputs
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Rows as a post-processor's `fit` takes them: X, labels, groups by name, and weights or None."""
+
+    X: np.ndarray
+    y: np.ndarray
+    groups: np.ndarray
+    weights: np.ndarray | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +44,13 @@ class Sample:
         weights = None if self.weights is None else self.weights[rows]
         inputs = self.inputs.take(rows)
         return replace(self, inputs=inputs, labels=self.labels[rows], groups=self.groups[rows], weights=weights)
+
+    def as_given(self, classes: np.ndarray, groups: Sequence[str]) -> Given:
+        """Return the rows as `fit` takes them, an estimator's scores computed already; `classes` are the labels."""
+        X = self.inputs.values if self.inputs.has_scores else classes[self.inputs.votes]  # noqa: N806
+        if not self.inputs.has_scores and X.dtype.kind == "f":
+            X = X.astype(object)  # noqa: N806 - floats would be taken for scores
+        return Given(X, classes[self.labels], np.array(groups, dtype=object)[self.groups], self.weights)
 
     def count(self, states: np.ndarray) -> Joint:
         """Return the joint of group, label and state; `states` are codes of shape (N,), 0 or more."""

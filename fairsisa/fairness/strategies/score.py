@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -18,6 +19,8 @@ from fairsisa.fairness.derived.solution import WHOLE
 from fairsisa.fairness.derived.solving import PROMISE, Names, solve_regions
 from fairsisa.fairness.derived.thresholds import ScoreChain, levels_of, score_chains, threshold_mixture
 from fairsisa.fairness.strategies.base import Outcome, Postprocessor
+from fairsisa.fairness.strategies.ensemble import EnsemblePostprocess
+from fairsisa.fairness.strategies.guards import ConstantRuleWarning
 from fairsisa.fairness.strategies.inputs import Inputs
 from fairsisa.fairness.strategies.sample import Sample
 
@@ -137,11 +140,14 @@ class ScoreThresholdPostprocess(Postprocessor):
 
 
 class Unprocessed(ScoreThresholdPostprocess):
-    """Each group's own best thresholds, whatever the criteria: the baseline of every comparison (Cruz and Hardt 2024).
+    """Each group's own best rule, whatever the criteria: the baseline of every comparison (Cruz and Hardt 2024).
 
-    What fairness costs, or a new threshold gives anyway, shows against this rule. Criteria are measured, not met, and
-    `tolerance` is not used.
+    With two classes and scores, the best thresholds; otherwise the best decision by count of votes. What fairness
+    costs, or a new threshold gives anyway, shows against this rule. Criteria are measured, not met, and `tolerance` is
+    not used. `by_count_` is the post-processor over vote counts, or None; the other attributes are missing then.
     """
+
+    RULE: ClassVar[tuple[str, ...]] = (*ScoreThresholdPostprocess.RULE, "by_count_")
 
     def at_tolerances(self, tolerances: Sequence[float]) -> list[Self]:
         """Return a copy for each tolerance, all alike."""
@@ -151,6 +157,28 @@ class Unprocessed(ScoreThresholdPostprocess):
     def _check_parameters(self) -> None:
         super()._check_parameters()
         self.criteria_ = tuple(replace(criterion, tolerance=math.inf) for criterion in self.criteria_)
+
+    def _fit_rule(self, sample: Sample) -> None:
+        self.by_count_: Postprocessor | None = None
+        if sample.inputs.has_scores and len(self.classes_) == 2:
+            super()._fit_rule(sample)
+            return
+        shared = {name: getattr(self, name) for name in ("false_positive_cost", "false_negative_cost", "solver")}
+        rule = EnsemblePostprocess(states="vote_count", criterion=self.criteria_, small_cells="ignore", **shared)
+        given = sample.as_given(self.classes_, self.groups_)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConstantRuleWarning)  # told by this rule itself
+            self.by_count_ = rule.fit(given.X, given.y, sensitive_features=given.groups, sample_weight=given.weights)
+
+    def _apply_rule(self, inputs: Inputs, groups: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        by_count = self.by_count_
+        return super()._apply_rule(inputs, groups) if by_count is None else by_count._apply_rule(inputs, groups)
+
+    def _original(self, inputs: Inputs) -> np.ndarray:
+        return super()._original(inputs) if self.by_count_ is None else self.by_count_._original(inputs)
+
+    def _outcome(self, rounded: bool) -> Outcome:
+        return super()._outcome(rounded) if self.by_count_ is None else self.by_count_._outcome(rounded)
 
 
 def _levels(inputs: Inputs) -> np.ndarray:
