@@ -178,3 +178,17 @@ def test_a_post_processor_is_taken_out_with_all_that_speaks_of_it(run, command):
     assert not list(run.directory.glob("*" + NAME + "*"))
     assert command("evaluate")[0] == 0
     assert command("doctor")[0] == 0
+
+
+def test_the_run_report_tells_what_each_post_processor_did(run, command):
+    _, said, _ = command("postprocess", *RULE)
+    page, text = (run.path(f"report.{kind}").read_text(encoding="utf-8") for kind in ("html", "md"))
+    found = said.splitlines()[1].split(" (change")[0]
+    assert found.startswith("On ")
+    for shown in (page, text.replace("\\", "")):
+        assert f"postprocess-{NAME}.html" in shown
+        assert found in shown
+    assert 'href="#repairs"' in page
+    assert command("postprocess", "remove=true", f"name={NAME}")[0] == 0
+    assert command("evaluate")[0] == 0
+    assert "repairs" not in run.path("report.html").read_text(encoding="utf-8")

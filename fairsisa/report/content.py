@@ -50,8 +50,8 @@ class RunReport:
     rows of `evaluation`. `main_features` are the sensitive features of the headline and the plots (the first four,
     if none are named; all are in the tables). `settings` and `environment` may be nested. `training` has a row a
     slice: `TRAINING_COLUMNS`, status one of `STATUSES`. `curves` has `CURVE_KEYS` (step counted within the slice),
-    then one column a metric. `roc` and `reliability` come from `fairness.curves`. Empty tables leave their section
-    out.
+    then one column a metric. `roc` and `reliability` come from `fairness.curves`. `repairs` holds what the page of each
+    post-processor finds, by the file name of that page. Empty tables leave their section out.
 
     Raises:
         DataError: when a name is not in the evaluation, or a table lacks a column.
@@ -65,6 +65,7 @@ class RunReport:
     facts: tuple[Fact, ...] = ()
     warnings: tuple[str, ...] = ()
     commands: tuple[str, ...] = ()
+    repairs: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     environment: Mapping[str, Any] = field(default_factory=dict)
     training: pd.DataFrame = field(default_factory=_nothing)

@@ -20,7 +20,7 @@ from fairsisa.fairness.predictors import HeldOut, Predictor, constituent_predict
 from fairsisa.lineage import canonical_json
 from fairsisa.report.content import Fact, RunReport
 from fairsisa.report.page import write_report
-from fairsisa.report.postprocessing import PostprocessingReport, write_postprocessing
+from fairsisa.report.postprocessing import PostprocessingReport, findings, write_postprocessing
 from fairsisa.runs.assembly import assemble
 from fairsisa.runs.auditing import Decided, decide, fair_report, in_service
 from fairsisa.runs.directory import ENSEMBLE, Ensemble, Run, file_digest
@@ -82,10 +82,13 @@ def measure_run(
         predictors = _predictors(run, ensemble, chosen, own.seed) + [made.predictor for made in decided]
         evaluation = evaluate(judged, predictors, predictions=predictions, bootstrap=bootstrap)
         report = _report(run, chosen, judged, predictors, evaluation)
-        report = replace(report, warnings=(*report.warnings, *idle.values()))
+        fair = {made.name: fair_report(run, made, bootstrap) for made in decided}
+        repairs = {f"{FAIR}{name}.html": tuple(findings(content)) for name, content in fair.items()}
+        report = replace(report, warnings=(*report.warnings, *idle.values()), repairs=repairs)
         with explained(f"write the report of {run.directory}"):
             write_report(run.directory, report)
-            fair = _write_fair(run, decided, bootstrap)
+            for name, content in fair.items():
+                write_postprocessing(run.directory, content, FAIR + name)
         record_reports(run)
     return Measured(report, fair)
 
@@ -195,14 +198,6 @@ def _write_predictions(run: Run, ensemble: Ensemble, decided: Iterable[Decided])
     partial = run.path(PREDICTIONS + ".partial")
     pd.concat(parts, ignore_index=True).to_parquet(partial, index=False)
     partial.replace(run.path(PREDICTIONS))
-
-
-def _write_fair(run: Run, decided: Iterable[Decided], bootstrap: Bootstrap) -> dict[str, PostprocessingReport]:
-    """Write the page of each post-processor."""
-    found = {made.name: fair_report(run, made, bootstrap) for made in decided}
-    for name, content in found.items():
-        write_postprocessing(run.directory, content, FAIR + name)
-    return found
 
 
 def _judged(run: Run, settings: EvaluationSettings) -> HeldOut:
