@@ -31,6 +31,7 @@ from fairsisa.fairness.derived.joint import Joint, count_joint, pack_votes
 from fairsisa.fairness.derived.plane import aim_of, solve_strict
 from fairsisa.fairness.derived.solving import solve_path
 from fairsisa.fairness.derived.thresholds import score_chains, threshold_mixture
+from fairsisa.fairness.strategies import EnsemblePostprocess
 
 COSTS = cost_matrix(2)
 CLASSES = ("no", "yes")
@@ -70,7 +71,7 @@ if len(np.unique(groups)) == 2:
 print(json.dumps(found))
 """
 MEMORY = """
-import json, resource, sys, time
+import json, sys, time
 import numpy as np
 from fairsisa.fairness.strategies import EnsemblePostprocess
 problem = np.load(sys.argv[1])
@@ -80,13 +81,18 @@ rule = EnsemblePostprocess(states=sys.argv[2], tolerance=0.0, small_cells="ignor
 few = slice(0, 20_000)
 warm = EnsemblePostprocess(states=sys.argv[2], small_cells="ignore")
 warm.fit(votes[few], labels[few], sensitive_features=groups[few])
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def resident(what):
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith(what + ":"))
+with open("/proc/self/clear_refs", "w") as refs:
+    refs.write("5")  # the peak begins anew
+before = resident("VmRSS")
 start = time.perf_counter()
 rule.fit(votes, labels, sensitive_features=groups)
 fitted = time.perf_counter()
 rule.predict(votes, sensitive_features=groups, example_ids=ids)
 done = time.perf_counter()
-grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024
+grown = (resident("VmHWM") - before) * 1024
 given = votes.nbytes + labels.nbytes + groups.nbytes
 print(json.dumps({"fit": fitted - start, "predict": done - fitted, "grown": grown, "given": given}))
 """
@@ -282,20 +288,20 @@ def end_to_end(rows: int) -> Iterator[str]:
 
 
 def frontier(rows: int) -> Iterator[str]:
-    """Time a frontier of 50 tolerances against single fits on the same votes."""
+    """Time a frontier of 50 tolerances, from the votes on, against one fit."""
     groups, labels, votes = world(rows, 10, 10)
-    tolerances = [float(t) for t in np.linspace(0.0, 0.3, 50)]
+    names, tolerances = groups.astype("U2"), [float(t) for t in np.linspace(0.0, 0.3, 50)]
 
-    def fit(asked: list[float]) -> list[Any]:
-        joint = count_joint(groups, labels, pack_votes(votes, 2), num_groups=10, num_classes=2)
-        return _solve(joint, asked)
+    def fit() -> EnsemblePostprocess:
+        rule = EnsemblePostprocess(states="pattern", tolerance=0.05, small_cells="ignore")
+        return rule.fit(votes, labels, sensitive_features=names)
 
-    one, _ = timed(lambda: fit([0.05]))
-    many, found = timed(lambda: fit(tolerances))
-    yield f"### A frontier of 50 tolerances, {rows:,} rows, 10 constituents, 10 groups\n\n"
-    yield "| one fit | 50 tolerances | ratio | loss at 0 and at 0.3 |\n|---|---|---|---|\n"
-    losses = f"{found[0].loss:.6f}, {found[-1].loss:.6f}"
-    yield f"| {1e3 * one:.1f} ms | {1e3 * many:.1f} ms | {many / one:.2f} | {losses} |\n"
+    one, _ = timed(fit)
+    many, found = timed(lambda: fit().at_tolerances(tolerances))
+    yield f"### A frontier of 50 tolerances, {rows:,} rows, 10 constituents, 10 groups, EnsemblePostprocess\n\n"
+    yield "| one fit | a fit and 50 tolerances | ratio | loss at 0 and at 0.3 |\n|---|---|---|---|\n"
+    losses = f"{found[0].loss_:.6f}, {found[-1].loss_:.6f}"
+    yield f"| {1e3 * one:.0f} ms | {1e3 * many:.0f} ms | {many / one:.2f} | {losses} |\n"
 
 
 def main() -> None:

@@ -42,6 +42,11 @@ class Chain:
         turned = np.stack([-self.steps[:, 1], self.steps[:, 0]], axis=1)
         return np.asarray(np.divide(turned, sizes[:, None], out=np.zeros_like(turned), where=sizes[:, None] > 0))
 
+    @cached_property
+    def reaches(self) -> np.ndarray:
+        """How far the edges lie out along their normals, shape (m,): inside, normals @ point is at most this."""
+        return np.asarray((self.normals * self.points[:-1]).sum(axis=1))
+
     @property
     def lower(self) -> np.ndarray:
         """The points of the lower chain, from (0, 0) to (1, 1)."""

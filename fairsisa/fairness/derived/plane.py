@@ -198,7 +198,7 @@ class _Program:
         chain, found = self.chains[group], False
         for mirrored in (False, True):
             place = chain.end - point if mirrored else point
-            outside = ((place - chain.points[:-1]) * chain.normals).sum(axis=1)
+            outside = chain.normals @ place - chain.reaches
             edge = int(np.argmax(outside))
             if outside[edge] > OUTSIDE:
                 found |= self._add_edge(group, edge, mirrored=mirrored)
@@ -211,7 +211,7 @@ class _Program:
             return False
         self.known[group].add((mirrored, edge))
         normal = chain.normals[edge]
-        bound = float(normal @ chain.points[edge])
+        bound = float(chain.reaches[edge])
         if mirrored:
             normal, bound = -normal, bound - float(normal @ chain.end)
         self._add_row(-highspy.kHighsInf, bound, self._terms(group, normal))
