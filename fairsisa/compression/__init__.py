@@ -1,0 +1,1 @@
+"""Smaller models made from a trained one."""
