@@ -1,6 +1,7 @@
 """What a user may set: one frozen dataclass per config group, checked when it is made."""
 
 from fairsisa.settings.checks import in_range, nearest, one_of, refuse_unknown
+from fairsisa.settings.compression import CalibrationSettings, CompressionSettings, DistillationSettings
 from fairsisa.settings.deletion import (
     LEVELS,
     MOST_SIMULATED,
@@ -13,6 +14,7 @@ from fairsisa.settings.deletion import (
 from fairsisa.settings.fairness import FrontierSettings, PostprocessSettings
 from fairsisa.settings.places import ExecutionSettings, PathSettings, StorageSettings
 from fairsisa.settings.reading import GROUPS, ROOTS, plain, run_settings, settings_from
+from fairsisa.settings.steps import Step, plain_steps, read_steps
 from fairsisa.settings.training import (
     AGGREGATIONS,
     EvaluationSettings,
@@ -29,6 +31,9 @@ __all__ = [
     "MOST_SIMULATED",
     "PATTERNS",
     "ROOTS",
+    "CalibrationSettings",
+    "CompressionSettings",
+    "DistillationSettings",
     "EvaluationSettings",
     "ExecutionSettings",
     "FrontierSettings",
@@ -39,6 +44,7 @@ __all__ = [
     "RequestSettings",
     "RunSettings",
     "SimulationSettings",
+    "Step",
     "StorageSettings",
     "StudySettings",
     "TrainerSettings",
@@ -47,6 +53,8 @@ __all__ = [
     "nearest",
     "one_of",
     "plain",
+    "plain_steps",
+    "read_steps",
     "refuse_unknown",
     "run_settings",
     "settings_from",

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from fairsisa.errors import ConfigError
 from fairsisa.settings.checks import refuse_unknown
+from fairsisa.settings.compression import CalibrationSettings, CompressionSettings, DistillationSettings
 from fairsisa.settings.deletion import RequestSettings, SimulationSettings, StudySettings, UnlearningSettings
 from fairsisa.settings.fairness import FrontierSettings, PostprocessSettings
 from fairsisa.settings.places import ExecutionSettings, PathSettings, StorageSettings
@@ -36,9 +37,17 @@ GROUPS: Mapping[str, type] = types.MappingProxyType(
         "unlearning": UnlearningSettings,
         "simulate": SimulationSettings,
         "study": StudySettings,
+        "calibration": CalibrationSettings,
     }
 )
-ROOTS: Mapping[str, type] = types.MappingProxyType({"postprocess": PostprocessSettings, "frontier": FrontierSettings})
+ROOTS: Mapping[str, type] = types.MappingProxyType(
+    {
+        "postprocess": PostprocessSettings,
+        "frontier": FrontierSettings,
+        "compress": CompressionSettings,
+        "distil": DistillationSettings,
+    }
+)
 """Settings that stand at the top of a verb's config, with no group before their names."""
 
 
@@ -100,6 +109,8 @@ def _convert(value: Any, hint: Any, name: str) -> Any:
 def _convert_list(value: Any, item: Any, name: str) -> tuple[Any, ...]:
     if isinstance(value, str) or not isinstance(value, Iterable):
         raise ConfigError(f"Expected {name} to be a list, got {value!r}; write [{value}].")
+    if item is Any:
+        return tuple(_plain(entry) for entry in value)
     return tuple(_convert_scalar(entry, item, name) for entry in value)
 
 
