@@ -40,6 +40,36 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "Draw what fairness costs: accuracy against difference, every strategy at every tolerance.",
             "fairsisa frontier run=runs/my-run criterion=equalized_odds sensitive_feature=sex",
         ),
+        "distil": Verb(
+            "compressing.distil",
+            "distil",
+            "Train one small student of a run's ensemble, or of its fair decisions, and measure it beside them.",
+            "fairsisa distil run=runs/my-run num_layers=2 teacher=fair postprocessor=religion",
+        ),
+        "compress": Verb(
+            "compressing.compress",
+            "compress",
+            "Prune and quantise a run's models, or a model folder, by a chain of steps; measure what that did.",
+            "fairsisa compress run=runs/my-run compression=[wanda_2to4,int8_dynamic]",
+        ),
+        "prune": Verb(
+            "compressing.prune",
+            "prune",
+            "Prune a run's models, or a model folder: one step of `compress`.",
+            "fairsisa prune run=runs/my-run method=wanda sparsity=0.5",
+        ),
+        "quantise": Verb(
+            "compressing.quantise",
+            "quantise",
+            "Quantise a run's models, or a model folder: one step of `compress`.",
+            "fairsisa quantise model=gpt2 out=gpt2-4-bits method=round_to_nearest bits=4 group_size=32",
+        ),
+        "export": Verb(
+            "compressing.export",
+            "export",
+            "Save a run's student or compressed copies as model folders.",
+            "fairsisa export run=runs/my-run name=student.mean_score out=small-model",
+        ),
         "plan": Verb(
             "planning.plan",
             "plan",

@@ -60,7 +60,7 @@ def find_base(settings: ModelSettings) -> Base:
     Raises:
         ModelError: when it is not there, cannot be downloaded, holds no safetensors, or differs from its record.
     """
-    folder = _folder_of(settings)
+    folder = folder_of(settings.base, settings.revision)
     if settings.architecture is None:
         if not list(folder.glob("*" + WEIGHTS)):
             raise ModelError(
@@ -72,21 +72,48 @@ def find_base(settings: ModelSettings) -> Base:
     return Base(folder, hashlib.sha256(f"{made}\n{tokenizer}".encode()).hexdigest())
 
 
+def folder_of(name: str, revision: str | None = None) -> Path:
+    """Return the folder that "minilm", a path or a hub id names; a hub id is downloaded once, without pickled files.
+
+    Raises:
+        ModelError: when it is not there or cannot be downloaded.
+    """
+    if name == "minilm":
+        return _minilm_folder()
+    local = Path(name).expanduser()
+    if local.is_dir():
+        return local
+    if name.startswith((".", "/", "~")):
+        raise ModelError(f"Expected model.base to be a folder, 'minilm' or a hub id; {name} does not exist.")
+    try:
+        return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
+    except HUB_ERRORS as error:
+        raise ModelError(
+            f"model.base={name!r} is not in the hub's cache and could not be downloaded "
+            f"({type(error).__name__}). Connect, check the id, or set model.base to a local folder."
+        ) from error
+
+
 def load_tokenizer(base: Base) -> Any:
-    """Return the base's tokenizer, padding on the right; without a pad token, the end token pads.
+    """Return the base's tokenizer, as `read_tokenizer` does."""
+    return read_tokenizer(base.folder)
+
+
+def read_tokenizer(folder: Path) -> Any:
+    """Return a folder's tokenizer, padding on the right; without a pad token, the end token pads.
 
     Raises:
         ModelError: when there is none, it needs code of its own, has no vocabulary, or has neither token.
     """
-    with _quiet(), _named(f"No tokenizer can be read from {base.folder}"):
-        tokenizer = AutoTokenizer.from_pretrained(base.folder, local_files_only=True, trust_remote_code=False)
+    with quiet(), named(f"No tokenizer can be read from {folder}"):
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
-            raise ModelError(f"The tokenizer in {base.folder} has neither a pad nor an end token; add one.")
+            raise ModelError(f"The tokenizer in {folder} has neither a pad nor an end token; add one.")
         tokenizer.pad_token = tokenizer.eos_token
     if len(tokenizer) <= len(set(tokenizer.all_special_ids)):
-        raise ModelError(f"The tokenizer in {base.folder} knows special tokens only: its vocabulary file is missing.")
+        raise ModelError(f"The tokenizer in {folder} knows special tokens only: its vocabulary file is missing.")
     tokenizer.model_max_length = int(1e9)
     return tokenizer
 
@@ -103,15 +130,58 @@ def load_encoder(base: Base, settings: ModelSettings, seed: int) -> torch.nn.Mod
 
 def is_bidirectional(model: torch.nn.Module) -> bool:
     """Return whether each token of the network sees the whole text (an encoder), not just what precedes it."""
-    config: Any = model.config
+    return is_encoder(model.config)
+
+
+def is_encoder(config: Any) -> bool:
+    """Return whether a Hugging Face config is that of a network whose tokens see the whole text."""
     return config.model_type in MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
+
+
+def made_config(architecture: str, values: dict[str, Any]) -> Any:
+    """Return a new Hugging Face config of a model type such as "gpt2", holding `values`.
+
+    Raises:
+        ConfigError: when the type is unknown, or a value does not fit; a name it does not know is kept and not told.
+    """
+    if architecture not in CONFIG_MAPPING:
+        answer = nearest(architecture, CONFIG_MAPPING)
+        raise ConfigError(f"model.architecture={architecture!r} is no model type of transformers.{answer}")
+    try:
+        return AutoConfig.for_model(architecture, **values)
+    except LOAD_ERRORS as error:
+        raise ConfigError(f"model.shape does not fit {architecture}: {error}") from error
+
+
+@contextlib.contextmanager
+def named(what: str) -> Iterator[None]:
+    """Raise what Hugging Face raises as a ModelError that begins with `what`."""
+    try:
+        yield
+    except LOAD_ERRORS as error:
+        raise ModelError(f"{what}: {error}") from error
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Hold back load reports and progress bars: a head that is new is wanted, a lack that matters is raised."""
+    before = transformers.logging.get_verbosity()
+    bar = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers.logging.set_verbosity(before)
+        if bar:
+            transformers.logging.enable_progress_bar()
 
 
 def _load(auto: Any, base: Base, settings: ModelSettings, seed: int, **extra: Any) -> torch.nn.Module:
     config = _config_of(base, settings, **extra)
     torch.manual_seed(seed)
     kind = f"a sequence classifier of {extra['num_labels']} classes" if extra else "an encoder"
-    with _quiet(), _named(f"{base.folder} cannot be loaded as {kind}"):
+    with quiet(), named(f"{base.folder} cannot be loaded as {kind}"):
         if settings.architecture is not None:
             model = auto.from_config(config, attn_implementation="eager")
         else:
@@ -131,13 +201,13 @@ def _config_of(base: Base, settings: ModelSettings, **extra: Any) -> Any:
     tokenizer = load_tokenizer(base)
     shape = dict(settings.shape)
     if settings.architecture is None:
-        with _named(f"No config can be read from {base.folder}"):
+        with named(f"No config can be read from {base.folder}"):
             config = AutoConfig.from_pretrained(
                 base.folder, local_files_only=True, trust_remote_code=False, **shape, **extra
             )
     else:
         shape.setdefault("vocab_size", len(tokenizer))
-        config = _made_config(settings.architecture, shape | extra)
+        config = made_config(settings.architecture, shape | extra)
     _refuse_unknown_shape(settings, config)
     config.pad_token_id = tokenizer.pad_token_id
     if settings.dropout is not None:
@@ -145,16 +215,6 @@ def _config_of(base: Base, settings: ModelSettings, **extra: Any) -> Any:
             if getattr(config, name, None) is not None or name == "classifier_dropout":
                 setattr(config, name, settings.dropout)
     return config
-
-
-def _made_config(architecture: str, values: dict[str, Any]) -> Any:
-    if architecture not in CONFIG_MAPPING:
-        answer = nearest(architecture, CONFIG_MAPPING)
-        raise ConfigError(f"model.architecture={architecture!r} is no model type of transformers.{answer}")
-    try:
-        return AutoConfig.for_model(architecture, **values)
-    except (ValueError, StrictDataclassError) as error:
-        raise ConfigError(f"model.shape does not fit {architecture}: {error}") from error
 
 
 def _refuse_unknown_shape(settings: ModelSettings, config: Any) -> None:
@@ -165,25 +225,6 @@ def _refuse_unknown_shape(settings: ModelSettings, config: Any) -> None:
         if not taken and not hasattr(default, key):
             names = {*default.to_dict(), *default.attribute_map}
             raise ConfigError(f"Unknown setting model.shape.{key}.{nearest(key, names)}")
-
-
-def _folder_of(settings: ModelSettings) -> Path:
-    if settings.base == "minilm":
-        return _minilm_folder()
-    local = Path(settings.base).expanduser()
-    if local.is_dir():
-        return local
-    if settings.base.startswith((".", "/", "~")):
-        raise ModelError(f"Expected model.base to be a folder, 'minilm' or a hub id; {settings.base} does not exist.")
-    try:
-        return Path(
-            huggingface_hub.snapshot_download(settings.base, revision=settings.revision, allow_patterns=list(FILES))
-        )
-    except HUB_ERRORS as error:
-        raise ModelError(
-            f"model.base={settings.base!r} is not in the hub's cache and could not be downloaded "
-            f"({type(error).__name__}). Connect, check the id, or set model.base to a local folder."
-        ) from error
 
 
 def _minilm_folder() -> Path:
@@ -199,6 +240,11 @@ def _minilm_folder() -> Path:
     return folder
 
 
+def digest_of(folder: Path) -> str:
+    """Return a SHA-256 over every file of a model folder that is read: weights, config, tokenizer."""
+    return _digest_of(folder, weights=True)
+
+
 def _digest_of(folder: Path, *, weights: bool) -> str:
     total = hashlib.sha256()
     for path in sorted({path for pattern in FILES for path in folder.glob(pattern)}):
@@ -212,27 +258,3 @@ def _sha256(path: Path) -> str:
         raise ModelError(f"Expected a file at {path}; reinstall or download the base model again.")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _named(what: str) -> Iterator[None]:
-    """Raise what Hugging Face raises as a ModelError that begins with `what`."""
-    try:
-        yield
-    except LOAD_ERRORS as error:
-        raise ModelError(f"{what}: {error}") from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back the load report: that a classifier's head is new is the point of loading it."""
-    before = transformers.logging.get_verbosity()
-    bar = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers.logging.set_verbosity(before)
-        if bar:
-            transformers.logging.enable_progress_bar()

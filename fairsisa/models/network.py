@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
-import peft
 import torch
 from torch import nn
 
@@ -55,8 +54,29 @@ def build_network(
     model = load_classifier(base, settings, num_classes, seed)
     if settings.trains == "lora":
         return _with_lora(model, settings, seed)
-    _freeze_lowest(model, settings)
+    freeze_lowest(model, settings)
     return model
+
+
+def freeze_lowest(model: nn.Module, settings: ModelSettings) -> None:
+    """Freeze what stands before the stack of layers (the embeddings), and the stack's lowest layers, as set.
+
+    Raises:
+        ConfigError: when `frozen_layers` are more than there are.
+    """
+    body = model.base_model
+    if not isinstance(body, nn.Module):
+        raise TypeError(f"Expected a Hugging Face model, got {type(model).__name__}.")
+    stacks = [(name, module) for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]
+    stack_name, stack = max(stacks, key=lambda found: len(found[1]))
+    if settings.frozen_layers > len(stack):
+        raise ConfigError(f"model.frozen_layers={settings.frozen_layers}, but the base has {len(stack)} layers.")
+    for name, parameter in body.named_parameters():
+        if name.startswith(f"{stack_name}.") or not settings.freeze_embeddings:
+            break
+        parameter.requires_grad_(False)
+    for layer in list(stack)[: settings.frozen_layers]:
+        layer.requires_grad_(False)
 
 
 def logits_of(network: nn.Module, batch: Batch) -> torch.Tensor:
@@ -100,6 +120,8 @@ def _tabular_network(hidden: tuple[int, ...], num_features: int, num_classes: in
 
 
 def _with_lora(model: nn.Module, settings: ModelSettings, seed: int) -> nn.Module:
+    import peft  # noqa: PLC0415 - it looks for every library of low-bit weights, which takes seconds
+
     torch.manual_seed(seed)
     config = peft.LoraConfig(
         task_type=peft.TaskType.SEQ_CLS,
@@ -120,20 +142,3 @@ def _with_lora(model: nn.Module, settings: ModelSettings, seed: int) -> nn.Modul
 
 def _has_conv1d(model: nn.Module) -> bool:
     return any(type(module).__name__ == "Conv1D" for module in model.modules())
-
-
-def _freeze_lowest(model: nn.Module, settings: ModelSettings) -> None:
-    """Freeze what stands before the stack of layers (the embeddings), and the stack's lowest layers."""
-    body = model.base_model
-    if not isinstance(body, nn.Module):
-        raise TypeError(f"Expected a Hugging Face model, got {type(model).__name__}.")
-    stacks = [(name, module) for name, module in body.named_modules() if isinstance(module, nn.ModuleList)]
-    stack_name, stack = max(stacks, key=lambda found: len(found[1]))
-    if settings.frozen_layers > len(stack):
-        raise ConfigError(f"model.frozen_layers={settings.frozen_layers}, but the base has {len(stack)} layers.")
-    for name, parameter in body.named_parameters():
-        if name.startswith(f"{stack_name}.") or not settings.freeze_embeddings:
-            break
-        parameter.requires_grad_(False)
-    for layer in list(stack)[: settings.frozen_layers]:
-        layer.requires_grad_(False)

@@ -14,11 +14,11 @@ from fairsisa.execution import Report
 from fairsisa.lineage import example_digests
 from fairsisa.report.content import RunReport
 from fairsisa.runs.assembly import assemble
+from fairsisa.runs.completing import completed
 from fairsisa.runs.directory import LEDGER, Run
 from fairsisa.runs.evaluating import can_be_measured, evaluate_run
-from fairsisa.runs.fitting import refitted
 from fairsisa.runs.keeping import retain
-from fairsisa.runs.making import Workplace, publishable, settle, train_missing
+from fairsisa.runs.making import Workplace, settle, train_missing
 from fairsisa.settings import ExecutionSettings
 from fairsisa.sisa.ledger import Ledger
 from fairsisa.tables import TRAIN, Examples
@@ -56,7 +56,7 @@ def add_examples(
         run.store.claim(run.directory, assembly.names | run.ensemble.names)
         results = train_missing(assembly, place)
         tables = (examples, partition) if len(new) else (None, None)
-        run.publish(refitted(run, publishable(assembly, place), examples), *tables)
+        run.publish(completed(assembly, place, examples), *tables)
         settle(place, assembly, results)
         run.prune()
         retain(run)

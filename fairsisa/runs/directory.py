@@ -32,6 +32,28 @@ UNTRAINED, DEGRADED, WHOLE = "untrained", "degraded", "whole"
 
 
 @dataclass(frozen=True)
+class Descendant:
+    """A student, or compressed copies, that a run keeps under a name.
+
+    `verb`, "distil" or "compress", with its plain `settings` (and, for "compress", `calibration`) says how it is made.
+    `models` maps a member to its artefact: "student", or the constituents with a model each. It is empty while the
+    descendant is out of service, and `reason` says why. `predictions` maps a split to the scores of each member.
+    """
+
+    verb: str
+    settings: Mapping[str, Any]
+    calibration: Mapping[str, Any]
+    models: Mapping[str, str]
+    predictions: Mapping[str, Mapping[str, str]]
+    reason: str | None = None
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The names of its artefacts, predictions included."""
+        return frozenset(self.models.values()).union(*(made.values() for made in self.predictions.values()))
+
+
+@dataclass(frozen=True)
 class Ensemble:
     """What a run serves: the checkpoint after every slice of every constituent, and what they predict.
 
@@ -40,7 +62,8 @@ class Ensemble:
     is "whole"; "degraded" while constituents that a deletion touched are being retrained, and left out; or
     "untrained". `generation` counts the changes of the run's tables, `tables` holds the SHA-256 of each.
     `postprocessors` maps a name to the plain values `settings`, `groups` (those it was first fitted for), `artefact`
-    (its name in the store, or None while it is out of service) and `reason` (why it is).
+    (its name in the store, or None while it is out of service) and `reason` (why it is). `descendants` are the students
+    and compressed copies, by name.
     """
 
     checkpoints: Mapping[str, tuple[str, ...]]
@@ -50,6 +73,7 @@ class Ensemble:
     generation: int = 0
     tables: Mapping[str, str] = field(default_factory=dict)
     postprocessors: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    descendants: Mapping[str, Descendant] = field(default_factory=dict)
 
     @property
     def chains(self) -> dict[str, tuple[str, ...]]:
@@ -58,8 +82,9 @@ class Ensemble:
 
     @property
     def names(self) -> frozenset[str]:
-        """The names of all checkpoints, predictions and post-processors."""
+        """The names of all checkpoints, predictions, post-processors and descendants."""
         names = {name for steps in self.chains.values() for name in steps}
+        names = names.union(*(made.names for made in self.descendants.values()))
         names |= {entry["artefact"] for entry in self.postprocessors.values() if entry["artefact"] is not None}
         return frozenset(names.union(*(made.values() for made in self.predictions.values())))
 
@@ -144,6 +169,7 @@ class Run:
                 {name: tuple(steps) for name, steps in values[key].items()} for key in ("checkpoints", "baselines")
             )
             rest = {key: values[key] for key in ("predictions", "status", "generation", "tables")}
+            rest["descendants"] = {name: Descendant(**made) for name, made in values.get("descendants", {}).items()}
             return Ensemble(checkpoints, baselines, **rest, postprocessors=values.get("postprocessors", {}))
 
     @property

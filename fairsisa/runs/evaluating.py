@@ -18,14 +18,17 @@ from fairsisa.fairness.evaluation import Evaluation, evaluate
 from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.predictors import HeldOut, Predictor, constituent_predictors, held_out
 from fairsisa.lineage import canonical_json
+from fairsisa.report.compression import CompressionReport, write_compression
 from fairsisa.report.content import Fact, RunReport
 from fairsisa.report.page import write_report
 from fairsisa.report.postprocessing import PostprocessingReport, findings, write_postprocessing
 from fairsisa.runs.assembly import assemble
 from fairsisa.runs.auditing import Decided, decide, fair_report, in_service
+from fairsisa.runs.completing import completed
 from fairsisa.runs.directory import ENSEMBLE, Ensemble, Run, file_digest
-from fairsisa.runs.fitting import refitted
-from fairsisa.runs.making import Workplace, publishable
+from fairsisa.runs.making import Workplace
+from fairsisa.runs.networks import origin_of
+from fairsisa.runs.weighing import compression_report, descendant_predictors
 from fairsisa.settings import AGGREGATIONS, EvaluationSettings, ExecutionSettings, RunSettings, plain
 from fairsisa.sisa.ensemble import aggregate, read_predictions
 from fairsisa.store.durable import delete, explained
@@ -33,16 +36,20 @@ from fairsisa.tables import CALIBRATION, TEST, Predictions
 
 PREDICTIONS, DERIVED = "predictions.parquet", "derived.json"
 REPORTS = (PREDICTIONS, "metrics.json", "report.md", "report.html")
-FAIR, FRONTIER = "postprocess-", "frontier"
-"""How the names of the files begin that the verbs `postprocess` and `frontier` leave in a run."""
+FAIR, FRONTIER, COMPRESSION = "postprocess-", "frontier", "compression"
+"""How the names of the files begin that tell of post-processors, of frontiers, of students and compressed copies."""
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What a measurement tells: the run's report, and that of each post-processor in service, by name."""
+    """What a measurement tells: the run's report, that of each post-processor in service, and that of smaller models.
+
+    `compression` is None in a run without student or compressed copy in service.
+    """
 
     report: RunReport
     fair: Mapping[str, PostprocessingReport]
+    compression: CompressionReport | None = None
 
 
 def evaluate_run(
@@ -79,18 +86,26 @@ def measure_run(
         judged = _judged(run, chosen)
         predictions = _predictions(run, ensemble, TEST)
         bootstrap = Bootstrap(chosen.num_replicates, chosen.level, own.seed)
-        predictors = _predictors(run, ensemble, chosen, own.seed) + [made.predictor for made in decided]
+        smaller = _descendants(run, ensemble, chosen)
+        predictors = _predictors(run, ensemble, chosen, own.seed) + [made.predictor for made in decided] + smaller
         evaluation = evaluate(judged, predictors, predictions=predictions, bootstrap=bootstrap)
         report = _report(run, chosen, judged, predictors, evaluation)
         fair = {made.name: fair_report(run, made, bootstrap) for made in decided}
         repairs = {f"{FAIR}{name}.html": tuple(findings(content)) for name, content in fair.items()}
         report = replace(report, warnings=(*report.warnings, *idle.values()), repairs=repairs)
+        compression = None
+        if smaller:
+            origin = origin_of(run, execution, on_event)
+            features = report.shown_features
+            compression = compression_report(origin, evaluation, base=chosen.aggregation, features=features)
         with explained(f"write the report of {run.directory}"):
             write_report(run.directory, report)
             for name, content in fair.items():
                 write_postprocessing(run.directory, content, FAIR + name)
+            if compression is not None:
+                write_compression(run.directory, compression, COMPRESSION)
         record_reports(run)
-    return Measured(report, fair)
+    return Measured(report, fair, compression)
 
 
 def derived(run: Run) -> dict[str, Any]:
@@ -114,14 +129,14 @@ def are_reports_current(run: Run) -> bool:
 
 def report_files(run: Run) -> tuple[str, ...]:
     """Return the names of all files that tell of the ensemble: reports, their tables, the pages of post-processors."""
-    fair = sorted(path.name for start in (FAIR, FRONTIER) for path in run.directory.glob(f"{start}*"))
+    fair = sorted(path.name for start in (FAIR, FRONTIER, COMPRESSION) for path in run.directory.glob(f"{start}*"))
     return tuple(name for name in (*REPORTS, *fair) if run.path(name).is_file())
 
 
 def clear_outdated(run: Run) -> None:
     """Delete the pages of post-processors, which are written anew, and a frontier of other predictions than now."""
     fresh = _recorded(run).get("predictions") == _predictions_digest(run.pointer)
-    starts = (FAIR,) if fresh else (FAIR, FRONTIER)
+    starts = (FAIR, COMPRESSION) if fresh else (FAIR, COMPRESSION, FRONTIER)
     with explained(f"delete reports of {run.directory}"):
         delete([path for start in starts for path in run.directory.glob(f"{start}*")])
 
@@ -174,11 +189,11 @@ def with_predictions(run: Run, execution: ExecutionSettings, on_event: Report) -
     """Return what the run serves; predictions and post-processors that the store has lost are made again."""
     ensemble, store, settings = run.ensemble, run.store, run.settings
     fair = {entry["artefact"] for entry in ensemble.postprocessors.values() if entry["artefact"] is not None}
+    fair = fair.union(*(made.names for made in ensemble.descendants.values()))
     if not all(map(store.has, fair.union(*(made.values() for made in ensemble.predictions.values())))):
         examples, baselines = run.examples, [name.removeprefix("baseline-") for name in ensemble.baselines]
         assembly = assemble(settings, examples, run.partition, store.location, baselines=baselines)
-        made = publishable(assembly, Workplace(run, settings, execution, on_event))
-        ensemble = run.publish(refitted(run, made, examples))
+        ensemble = run.publish(completed(assembly, Workplace(run, settings, execution, on_event), examples))
     return ensemble
 
 
@@ -210,10 +225,25 @@ def _test_rows(run: Run) -> np.ndarray:
     return (run.examples.frame["split"] == TEST).to_numpy()
 
 
+def _descendants(run: Run, ensemble: Ensemble, settings: EvaluationSettings) -> list[Predictor]:
+    return descendant_predictors(
+        run.store,
+        ensemble.descendants,
+        aggregation=settings.aggregation,
+        weights=_shard_sizes(run),
+        seed=run.settings.seed,
+    )
+
+
+def _shard_sizes(run: Run) -> list[float]:
+    sizes = run.partition.frame().groupby("shard").size()
+    return [float(sizes.get(shard, 0)) for shard in range(run.settings.partition.num_shards)]
+
+
 def _predictors(run: Run, ensemble: Ensemble, settings: EvaluationSettings, seed: int) -> list[Predictor]:
     predictions = _predictions(run, ensemble, TEST)
-    sizes = run.partition.frame().groupby("shard").size()
-    weights = [float(sizes[int(name.removeprefix("shard-"))]) for name in predictions.constituents]
+    sizes = _shard_sizes(run)
+    weights = [sizes[int(name.removeprefix("shard-"))] for name in predictions.constituents]
     predictors = []
     for name in (settings.aggregation, *(name for name in AGGREGATIONS if name != settings.aggregation)):
         scores = aggregate(predictions, name, weights=weights, seed=seed)

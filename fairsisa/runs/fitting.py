@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ from fairsisa.lineage import Lineage, canonical_json, example_digests, slice_dig
 from fairsisa.runs.directory import Ensemble, Run
 from fairsisa.settings import FrontierSettings, PostprocessSettings, nearest, one_of, plain, settings_from
 from fairsisa.sisa.ensemble import read_predictions
+from fairsisa.store import Store
 from fairsisa.tables import CALIBRATION, Examples, Predictions
 
 POSTPROCESSING_VERSION = 1
@@ -80,7 +81,7 @@ def read_votes(run: Run, ensemble: Ensemble, examples: Examples, split: str, fea
     return Votes(
         predictions,
         rows["label"].to_numpy(dtype=np.int64),
-        _groups(examples, split, features),
+        groups_of(examples, split, features),
         rows["subject_id"].to_numpy(dtype=object),
     )
 
@@ -145,7 +146,7 @@ def register(run: Run, ensemble: Ensemble, examples: Examples, settings: Postpro
         FairsisaError: of the kind that fits, when it cannot be fitted.
     """
     lineage = lineage_of(run, ensemble, examples, settings)
-    _claim_too(run, lineage.name)
+    claim_too(run, [lineage.name])
     if not run.store.has(lineage.name):
         votes = calibration_votes(run, ensemble, examples, settings)
         fitted = fit_quietly(new_postprocessor(settings, seed=run.settings.seed, classes=examples.classes), votes)
@@ -198,8 +199,12 @@ def load_fitted(run: Run, name: str) -> Postprocessor:
     entry, trouble = entry_of(run, ensemble, name), find_trouble(run, ensemble, name)
     if trouble is not None:
         raise StaleError(str(trouble))
-    document = run.store.get(entry["artefact"]).tensors[DOCUMENT].numpy().tobytes()
-    return load_postprocessor(json.loads(document))
+    return load_artefact(run.store, entry["artefact"])
+
+
+def load_artefact(store: Store, name: str) -> Postprocessor:
+    """Return the post-processor that a store keeps under a name."""
+    return load_postprocessor(json.loads(store.get(name).tensors[DOCUMENT].numpy().tobytes()))
 
 
 @dataclass(frozen=True)
@@ -323,21 +328,22 @@ def _known_groups(examples: Examples, features: tuple[str, ...]) -> list[str]:
 
 def _codes(examples: Examples, features: tuple[str, ...]) -> tuple[np.ndarray, list[str]]:
     """Return the number of each calibration example's group, -1 where unknown, and the groups' names."""
-    groups = _groups(examples, CALIBRATION, features)
+    groups = groups_of(examples, CALIBRATION, features)
     if not len(groups):
         return np.empty(0, dtype=np.int64), []
     codes, names = read_groups(groups)
     return codes, list(names)
 
 
-def _groups(examples: Examples, split: str, features: tuple[str, ...]) -> pd.DataFrame:
+def groups_of(examples: Examples, split: str, features: tuple[str, ...]) -> pd.DataFrame:
+    """Return a column for each sensitive feature of a split's examples, in table order, None where unknown."""
     inside = (examples.frame["split"] == split).to_numpy()
     return pd.DataFrame({name: examples.sensitive(name)[inside] for name in features}, dtype=object)
 
 
-def _claim_too(run: Run, name: str) -> None:
-    """Add a name to the run's claim, before it is made."""
+def claim_too(run: Run, names: Collection[str]) -> None:
+    """Add names to the run's claim, before they are made."""
     store = run.store
     before = store.claims().get(str(run.directory.resolve()), frozenset())
-    if name not in before:
-        store.claim(run.directory, before | {name})
+    if not before.issuperset(names):
+        store.claim(run.directory, before.union(names))

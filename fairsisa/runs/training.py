@@ -15,10 +15,10 @@ from fairsisa.errors import RunError
 from fairsisa.execution import Report
 from fairsisa.models.device import numeric_environment
 from fairsisa.runs.assembly import assemble, resolve
+from fairsisa.runs.completing import completed
 from fairsisa.runs.directory import ENSEMBLE, LEDGER, Run
-from fairsisa.runs.fitting import refitted
 from fairsisa.runs.keeping import retain
-from fairsisa.runs.making import Workplace, publishable, settle, train_missing
+from fairsisa.runs.making import Workplace, settle, train_missing
 from fairsisa.settings import ExecutionSettings, PathSettings, RunSettings, StorageSettings, plain
 from fairsisa.sisa.partition import Partition, partition_examples
 from fairsisa.sisa.training import SliceResult
@@ -71,7 +71,7 @@ def train_run(
         place = Workplace(run, settings, execution, on_event)
         run.store.claim(run.directory, assembly.names | run.pointer.names)
         results = train_missing(assembly, place)
-        run.publish(refitted(run, publishable(assembly, place), examples))
+        run.publish(completed(assembly, place, examples))
         settle(place, assembly, results)
         retain(run, storage)
         if storage is not None:

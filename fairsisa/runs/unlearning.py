@@ -15,11 +15,13 @@ from fairsisa.execution.scratch import clear_leftovers
 from fairsisa.report.content import RunReport
 from fairsisa.runs.assembly import Assembly, assemble
 from fairsisa.runs.attesting import attest
+from fairsisa.runs.completing import completed
+from fairsisa.runs.descendants import without_doomed
 from fairsisa.runs.directory import DEGRADED, Ensemble, Run
 from fairsisa.runs.evaluating import DERIVED, can_be_measured, evaluate_run, forget_reports
-from fairsisa.runs.fitting import refitted, suspended
+from fairsisa.runs.fitting import suspended
 from fairsisa.runs.keeping import retain
-from fairsisa.runs.making import JOBS, Workplace, publishable, settle, train_missing
+from fairsisa.runs.making import JOBS, Workplace, settle, train_missing
 from fairsisa.runs.membership import attack, members_of
 from fairsisa.runs.planning import Plan, plan_deletion
 from fairsisa.runs.requests import begin_ledger, receive_request
@@ -171,9 +173,10 @@ def _replace(work: Work, batch: Sequence[UnlearningRequest], *, begin: bool) -> 
     run.store.claim(run.directory, after.names | run.ensemble.names)
     results = train_missing(after, work.place)
     examples, partition = _retained(run, forget)
-    ensemble = refitted(run, publishable(after, work.place), examples)
+    ensemble = completed(after, work.place, examples)
     seen = None if before is None else attack(run, after, before, members, ensemble.predictions[TEST])
     made = {"constituents": _made(run, after, results), "postprocessors": _replaced(served, ensemble)}
+    made["descendants"] = _descendants(served, ensemble)
     work.note("retraining", made | {"membership": seen})
     run.publish(ensemble, *((examples, partition) if forget else (None, None)))
     settle(work.place, after, results)
@@ -192,7 +195,8 @@ def _serve_degraded(run: Run, plan: Plan, forget: frozenset[str]) -> None:
     first = {part.constituent: part.first_slice for part in plan.constituents}
     steps = {name: made[: first.get(name)] for name, made in served.checkpoints.items()}
     ensemble = replace(served, checkpoints=steps, baselines=left, predictions=predictions, status=DEGRADED)
-    run.publish(suspended(ensemble, served), *_retained(run, forget))
+    ensemble = without_doomed(suspended(ensemble, served), run.store.find(forget))
+    run.publish(ensemble, *_retained(run, forget))
 
 
 def _retained(run: Run, forget: frozenset[str]) -> tuple[Any, Any]:
@@ -234,6 +238,17 @@ def _replaced(before: Ensemble, after: Ensemble) -> dict[str, dict[str, str | No
         name: (before.postprocessors[name]["artefact"], made["artefact"]) for name, made in after.postprocessors.items()
     }
     return {name: {"old": old, "new": new} for name, (old, new) in pairs.items() if old != new}
+
+
+def _descendants(before: Ensemble, after: Ensemble) -> dict[str, dict[str, Any]]:
+    """Return the students and copies that changed: their models before, and now; None when they left the run."""
+    found = {}
+    for name, made in before.descendants.items():
+        now = after.descendants.get(name)
+        if now is None or (now.models, now.reason) != (made.models, made.reason):
+            new = None if now is None else dict(now.models)
+            found[name] = {"old": dict(made.models), "new": new, "reason": None if now is None else now.reason}
+    return found
 
 
 def _tidy(run: Run, ledger: Ledger) -> None:

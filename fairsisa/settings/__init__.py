@@ -12,6 +12,7 @@ from fairsisa.settings.deletion import (
     UnlearningSettings,
 )
 from fairsisa.settings.fairness import FrontierSettings, PostprocessSettings
+from fairsisa.settings.language import PerplexitySettings, PretrainingSettings, check_pretraining_trainer
 from fairsisa.settings.places import ExecutionSettings, PathSettings, StorageSettings
 from fairsisa.settings.reading import GROUPS, ROOTS, plain, run_settings, settings_from
 from fairsisa.settings.steps import Step, plain_steps, read_steps
@@ -40,7 +41,9 @@ __all__ = [
     "ModelSettings",
     "PartitionSettings",
     "PathSettings",
+    "PerplexitySettings",
     "PostprocessSettings",
+    "PretrainingSettings",
     "RequestSettings",
     "RunSettings",
     "SimulationSettings",
@@ -49,6 +52,7 @@ __all__ = [
     "StudySettings",
     "TrainerSettings",
     "UnlearningSettings",
+    "check_pretraining_trainer",
     "in_range",
     "nearest",
     "one_of",

@@ -20,17 +20,21 @@ SCOPES = ("shard", "ensemble")
 class CalibrationSettings:
     """What methods that need it are calibrated on: `num_examples` examples of a split, drawn by a keyed hash of `seed`.
 
-    Of "train", each constituent reads its own shard's examples only; "calibration" is shared by all.
+    Of "train", each constituent reads its own shard's examples only; "calibration" is shared by all. A model folder has
+    no examples: it reads `num_examples` blocks of `block_length` tokens of `corpus`, a text by name or path.
     """
 
     split: str = "calibration"
     num_examples: int = 128
     seed: int = 0
+    corpus: str | None = None
+    block_length: int = 128
 
     def __post_init__(self) -> None:
         one_of("calibration.split", self.split, ("calibration", "train"))
         in_range("calibration.num_examples", self.num_examples, low=1)
         in_range("calibration.seed", self.seed, low=0)
+        in_range("calibration.block_length", self.block_length, low=2)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from fairsisa.settings.checks import refuse_unknown
 from fairsisa.settings.compression import CalibrationSettings, CompressionSettings, DistillationSettings
 from fairsisa.settings.deletion import RequestSettings, SimulationSettings, StudySettings, UnlearningSettings
 from fairsisa.settings.fairness import FrontierSettings, PostprocessSettings
+from fairsisa.settings.language import PerplexitySettings, PretrainingSettings
 from fairsisa.settings.places import ExecutionSettings, PathSettings, StorageSettings
 from fairsisa.settings.training import (
     EvaluationSettings,
@@ -46,6 +47,8 @@ ROOTS: Mapping[str, type] = types.MappingProxyType(
         "frontier": FrontierSettings,
         "compress": CompressionSettings,
         "distil": DistillationSettings,
+        "pretrain": PretrainingSettings,
+        "perplexity": PerplexitySettings,
     }
 )
 """Settings that stand at the top of a verb's config, with no group before their names."""

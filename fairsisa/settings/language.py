@@ -1,0 +1,107 @@
+"""What a user may ask of language models: how one is pretrained, and on what they are measured."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from fairsisa.errors import ConfigError
+from fairsisa.settings.checks import in_range
+from fairsisa.settings.training import TrainerSettings
+
+SMALLEST_VOCABULARY = 258
+UNREAD = ("max_epochs", "budget", "slice_epochs", "optimizer_state")
+"""What a trainer is told about slices and epochs: pretraining has neither."""
+
+
+@dataclass(frozen=True)
+class PretrainingSettings:
+    """Which language model is trained, on which text, for how long, and which checkpoints are kept.
+
+    `corpus` and each of `held_out` is a name or a path, as `data.texts.find_text` takes it. A model of `architecture`
+    (a Hugging Face model type: "gpt2", "llama", "gpt_neox" for Pythia, "bert", ...) and `shape` (its config values)
+    begins with random weights drawn from `seed`; with `start`, a folder or hub id, training goes on from that model.
+    `tokenizer` is a folder or hub id; None means that of `start`, or a byte-level BPE of `vocab_size` tokens trained
+    on the corpus. The text is cut into blocks of `block_length` tokens; a masked model guesses `mask_share` of them.
+    Checkpoints are kept after each of `checkpoint_steps` (0 is the start), or without these at `num_checkpoints`
+    evenly spaced steps; after the last step always.
+    """
+
+    corpus: str = "tinystories_train"
+    held_out: tuple[str, ...] = ("tinystories_held_out",)
+    architecture: str | None = "gpt2"
+    shape: Mapping[str, Any] = field(default_factory=dict)
+    start: str | None = None
+    tokenizer: str | None = None
+    vocab_size: int = 2048
+    block_length: int = 128
+    num_steps: int = 1000
+    num_checkpoints: int = 10
+    checkpoint_steps: tuple[int, ...] = ()
+    mask_share: float = 0.15
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        in_range("vocab_size", self.vocab_size, low=SMALLEST_VOCABULARY)
+        in_range("block_length", self.block_length, low=2)
+        in_range("num_steps", self.num_steps, low=1)
+        in_range("num_checkpoints", self.num_checkpoints, low=1)
+        in_range("mask_share", self.mask_share, above=0.0, high=1.0)
+        in_range("seed", self.seed, low=0, high=2**63 - 1)
+        for step in self.checkpoint_steps:
+            in_range("checkpoint_steps", step, low=0, high=self.num_steps)
+        if (self.start is None) == (self.architecture is None):
+            raise ConfigError("Set architecture=... for a new model, or architecture=null and start=..., to go on.")
+        if self.start is not None and self.shape:
+            raise ConfigError(f"start={self.start} has its shape already: leave out shape, or train a new model.")
+
+    @property
+    def kept_steps(self) -> tuple[int, ...]:
+        """The steps after which a checkpoint is kept, ascending; the last is `num_steps`."""
+        spaced = {max(1, self.num_steps * part // self.num_checkpoints) for part in range(1, self.num_checkpoints + 1)}
+        return tuple(sorted({*(self.checkpoint_steps or spaced), self.num_steps}))
+
+
+@dataclass(frozen=True)
+class PerplexitySettings:
+    """Which language models are measured on which texts.
+
+    `models` are folders, of any kind that `compression.folders.load_model` reads; the first is what the others are
+    compared with. Without any, all checkpoints of the pretraining in the run directory are measured. `corpora` are
+    names or paths; without any, the held-out ones of that pretraining. Blocks have `block_length` tokens (None: as
+    many as in that pretraining, else 256, or fewer where a model reads fewer), of which a masked model guesses
+    `mask_share`, drawn from `seed` (None: the pretraining's share, or 0.15). `tokenizer`, a folder or hub id, is for
+    models whose folders hold none.
+    """
+
+    models: tuple[str, ...] = ()
+    corpora: tuple[str, ...] = ()
+    tokenizer: str | None = None
+    block_length: int | None = None
+    mask_share: float | None = None
+    batch_size: int = 16
+    num_replicates: int = 1000
+    level: float = 0.95
+    accelerator: str = "cpu"
+    threads: int = 1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.block_length is not None:
+            in_range("block_length", self.block_length, low=2)
+        if self.mask_share is not None:
+            in_range("mask_share", self.mask_share, above=0.0, high=1.0)
+        in_range("batch_size", self.batch_size, low=1)
+        in_range("num_replicates", self.num_replicates, low=100, high=100_000)
+        in_range("level", self.level, low=0.5, high=0.999)
+        in_range("threads", self.threads, low=1)
+        in_range("seed", self.seed, low=0)
+
+
+def check_pretraining_trainer(trainer: TrainerSettings) -> None:
+    """Raise ConfigError for what a pretraining does not read of its trainer, where it is not left as it is."""
+    default = TrainerSettings()
+    for name in UNREAD:
+        if getattr(trainer, name) != getattr(default, name):
+            raise ConfigError(f"A pretraining takes num_steps steps and has no slices: leave out trainer.{name}.")
