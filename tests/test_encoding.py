@@ -167,6 +167,37 @@ def test_a_corpus_is_described_by_its_counts():
     ]
 
 
+@given(texts, st.data())
+def test_what_a_teacher_says_follows_its_example(lines, data):
+    plain = encode_examples(text_examples(lines), WordTokenizer(), max_length=4)
+    said = np.arange(3.0 * len(lines)).reshape(len(lines), 3)
+    inputs = plain.with_targets(said)
+    rows = data.draw(st.lists(st.integers(0, len(lines) - 1), max_size=8))
+    features = np.zeros((len(lines), 2))
+    for taken in (
+        inputs.take(rows),
+        inputs.with_features(features).take(rows),
+        inputs.take(rows).with_features(features[rows]),
+    ):
+        assert taken.targets.dtype == np.float32
+        assert np.array_equal(taken.targets, said[rows])
+        assert taken.example_ids == plain.take(rows).example_ids
+    assert plain.targets is plain.take(rows).targets is plain.with_features(features).targets is None
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (np.zeros((2, 2)), r"for each of 3 examples, got shape \(2, 2\): score"),
+        (np.zeros(3), r"got shape \(3,\): score"),
+        (np.full((3, 2), np.nan), r"got shape \(3, 2\) with NaN or infinity: score the same examples anew"),
+    ],
+)
+def test_targets_of_other_examples_are_refused(targets, message):
+    with pytest.raises(DataError, match=message):
+        encode_examples(table_examples(), None, max_length=4).with_targets(targets)
+
+
 @given(st.lists(st.tuples(st.sampled_from(["train", "test", "calibration"]), st.booleans()), max_size=60))
 def test_the_counts_of_classes_add_up(rows):
     rows = [("train", True), ("train", False), *rows]

@@ -46,6 +46,15 @@ def test_features_are_taken_as_they_are():
     assert (batch["features"].dtype, batch["labels"].tolist()) == (torch.float32, [3, 0])
 
 
+@pytest.mark.parametrize("inputs", [texts([[1, 2], [3], [4, 5, 6]]), table(3)], ids=["texts", "table"])
+def test_a_batch_holds_what_a_teacher_said_of_its_rows(inputs):
+    said = np.array([[0.5, 0.5], [0.1, 0.9], [1.0, 0.0]], dtype=np.float32)
+    plain, batch = (collate(each, np.array([2, 0]), pad_id=0) for each in (inputs, inputs.with_targets(said)))
+    assert torch.equal(batch.pop("teacher"), torch.from_numpy(said[[2, 0]]))
+    assert batch.keys() == plain.keys()
+    assert all(torch.equal(batch[key], plain[key]) for key in plain)
+
+
 @given(ragged, st.integers(1, 4))
 def test_a_slice_gives_its_batches_in_the_order_planned(rows, bundle):
     inputs = texts(rows)

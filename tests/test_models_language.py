@@ -1,9 +1,7 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Iterator, Mapping
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +12,21 @@ import torch
 import transformers
 from pytorch_lightning.loggers.logger import DummyLogger
 
-from fairsisa.data.corpus_blocks import NO_TARGET, Blocks, Document, Masking, encode_blocks, pack_blocks, read_documents
+from fairsisa.data.corpus_blocks import NO_TARGET, Blocks, Masking, encode_blocks, pack_blocks, read_documents
 from fairsisa.errors import ConfigError, ModelError, StoreError, TrainingError
 from fairsisa.models.classifier import Schedule
 from fairsisa.models.language import (
     BlockData,
     LanguageModule,
     collate_blocks,
-    keep_at,
     load_language_model,
     new_language_model,
-    perplexity,
     save_language_model,
-    step_name,
     summed_loss,
 )
+from fairsisa.models.llama2c import read_llama2c, read_llama2c_tokenizer
+from fairsisa.models.perplexity import perplexity
+from fairsisa.models.step_checkpoints import keep_at, step_name
 from fairsisa.settings import TrainerSettings
 
 pytestmark = [
@@ -324,89 +322,14 @@ def test_blocks_that_do_not_fit_a_model_are_refused():
         perplexity(tiny("bert"), special, 2, masking=MASKING)
 
 
-class StoriesTokenizer:
-    """llama2.c's byte-pair encoding: a leading blank, then the best-scored neighbours merge until none can."""
-
-    def __init__(self, path: Path) -> None:
-        content, place = path.read_bytes(), 4
-        self.ids: dict[bytes, int] = {}
-        self.scores: list[float] = []
-        while place < len(content):
-            score, size = struct.unpack_from("<fi", content, place)
-            self.ids.setdefault(content[place + 8 : place + 8 + size], len(self.scores))
-            self.scores.append(score)
-            place += 8 + size
-
-    def __call__(self, text: list[str], *, add_special_tokens: bool) -> dict[str, list[list[int]]]:
-        assert not add_special_tokens
-        return {"input_ids": [self.encode(one) for one in text]}
-
-    def encode(self, text: str) -> list[int]:
-        pieces = [letter.encode() for letter in " " + text]
-        pieces = [part for piece in pieces for part in ([piece] if piece in self.ids else self.as_bytes(piece))]
-        while True:
-            pairs = [left + right for left, right in pairwise(pieces)]
-            known = [(self.scores[self.ids[pair]], -place) for place, pair in enumerate(pairs) if pair in self.ids]
-            if not known:
-                return [self.ids[piece] for piece in pieces]
-            place = -max(known)[1]
-            pieces[place : place + 2] = [pairs[place]]
-
-    def as_bytes(self, piece: bytes) -> list[bytes]:
-        return [f"<0x{byte:02X}>".encode() for byte in piece]
-
-
-def stories_model(path: Path) -> Any:
-    """Return stories260K in Hugging Face's layout, whose rotary pairs are halves instead of neighbours."""
-    content = path.read_bytes()
-    width, hidden, layers, heads, kv_heads, words, positions = struct.unpack_from("<7i", content)
-    shape = {"hidden_size": width, "intermediate_size": hidden, "num_hidden_layers": layers, "vocab_size": words}
-    shape |= {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "max_position_embeddings": positions}
-    model: Any = new_language_model("llama", {**shape, "rms_norm_eps": 1e-5, "tie_word_embeddings": True}, 0)
-    values, place = torch.from_numpy(np.frombuffer(content, dtype="<f4", offset=28).copy()), 0
-
-    def taken(*size: int) -> torch.Tensor:
-        nonlocal place
-        place += math.prod(size)
-        return values[place - math.prod(size) : place].view(size)
-
-    def halved(weights: torch.Tensor, count: int) -> torch.Tensor:
-        return weights.view(layers, count, -1, 2, width).transpose(2, 3).reshape(weights.shape)
-
-    kv = width // heads * kv_heads
-    embedding = taken(words, width)
-    stacks = {"input_layernorm": taken(layers, width)}
-    stacks["self_attn.q_proj"] = halved(taken(layers, width, width), heads)
-    stacks["self_attn.k_proj"] = halved(taken(layers, kv, width), kv_heads)
-    stacks["self_attn.v_proj"], stacks["self_attn.o_proj"] = taken(layers, kv, width), taken(layers, width, width)
-    stacks["post_attention_layernorm"] = taken(layers, width)
-    stacks["mlp.gate_proj"], stacks["mlp.down_proj"] = taken(layers, hidden, width), taken(layers, width, hidden)
-    stacks["mlp.up_proj"] = taken(layers, hidden, width)
-    state = {"model.embed_tokens.weight": embedding, "lm_head.weight": embedding, "model.norm.weight": taken(width)}
-    state |= {f"model.layers.{i}.{name}.weight": stack[i] for name, stack in stacks.items() for i in range(layers)}
-    model.load_state_dict(state, strict=True)
-    return model
-
-
 @pytest.mark.real_data
 def test_the_tiny_llama_knows_its_stories_as_well_as_its_author_says(data_root, tmp_path):
     folder = data_root / "models" / "stories260K"
     stories = read_documents(data_root / "tinystories_sample" / "tinystories_sample.txt.gz", name="stories")[:12]
-    blocks = encode_blocks(stories, StoriesTokenizer(folder / "tok512.bin"), length=256, end_id=1)
-    save_language_model(stories_model(folder / "stories260K.bin"), tmp_path / "stories")
+    blocks = encode_blocks(stories, read_llama2c_tokenizer(folder / "tok512.bin"), length=256, end_id=1)
+    save_language_model(read_llama2c(folder / "stories260K.bin"), tmp_path / "stories")
     loaded: Any = load_language_model(tmp_path / "stories")
     random = new_language_model("llama", {k: v for k, v in loaded.config.to_dict().items() if k in SHAPES["llama"]}, 0)
     assert perplexity(random, blocks, 4) > 400
     # llama2.c, doc/stories260K.md: validation loss 1.2968; these twelve are training stories of other lengths.
     assert math.log(perplexity(loaded, blocks, 4)) == pytest.approx(1.2968, abs=0.2)
-
-
-@pytest.mark.real_data
-def test_the_tiny_llama_tells_its_known_opening(data_root):
-    folder = data_root / "models" / "stories260K"
-    tokenizer = StoriesTokenizer(folder / "tok512.bin")
-    model = stories_model(folder / "stories260K.bin").eval()
-    opening = "Once upon a time, there was a little girl named Lily. She loved to play outside in the park."
-    expected = encode_blocks([Document("a", opening)], tokenizer, length=64, end_id=1).tokens[:-1].tolist()
-    told = model.generate(torch.tensor([[1]]), max_new_tokens=len(expected), do_sample=False, pad_token_id=0)
-    assert told[0, 1:].tolist() == expected

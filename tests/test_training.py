@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import pytorch_lightning as pl
 import torch
 
 from chains import (
@@ -349,14 +350,14 @@ def test_whatever_the_learning_rate_a_slice_is_whole_or_named_in_an_error(
 
 
 def test_training_that_stops_early_is_an_error(tmp_path, monkeypatch):
-    fit = training.pl.Trainer.fit
+    fit = pl.Trainer.fit
 
     def stopping(self: Any, model: Classifier, **kwargs: Any) -> None:
         fit(self, model, **kwargs)
         model.num_steps_done -= 1
 
     assembly = assembled_from(((4, 4),), tmp_path)
-    monkeypatch.setattr(training.pl.Trainer, "fit", stopping)
+    monkeypatch.setattr(pl.Trainer, "fit", stopping)
     with pytest.raises(TrainingError, match=r"shard-0, slice 0 stopped after \d+ of \d+ steps; .*same command again"):
         trained(assembly)
     assert digests_of(tmp_path, None) == {}

@@ -251,7 +251,7 @@ def names_without_the_remainder(patch: pytest.MonkeyPatch) -> None:
 
 
 def scaler_of_all_slices(patch: pytest.MonkeyPatch) -> None:
-    open_workshop, fit = training._open_workshop, training._standardizer_state
+    open_workshop, fit = training._open_workshop, training.standardizer_state
     every: list[Any] = []
 
     def opened(*args: Any) -> Any:
@@ -260,7 +260,7 @@ def scaler_of_all_slices(patch: pytest.MonkeyPatch) -> None:
         return workshop
 
     patch.setattr(training, "_open_workshop", opened)
-    patch.setattr(training, "_standardizer_state", lambda network, inputs: fit(network, every[0]))
+    patch.setattr(training, "standardizer_state", lambda network, inputs: fit(network, every[0]))
 
 
 def weights_of_the_old_slice(patch: pytest.MonkeyPatch) -> None:

@@ -100,6 +100,18 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "Train on new examples too, as one more slice of every shard; nothing old moves.",
             "fairsisa add run=runs/my-run data.path=new.csv",
         ),
+        "pretrain": Verb(
+            "language.pretrain",
+            "pretrain",
+            "Train a language model on a text, keep checkpoints on the way, and measure them.",
+            "fairsisa pretrain experiment=tinystories_gpt2 run=runs/stories",
+        ),
+        "perplexity": Verb(
+            "language.perplexity",
+            "perplexity",
+            "Say how well language models, compressed ones too, predict texts, and at what size and speed.",
+            "fairsisa perplexity run=runs/stories",
+        ),
         "ledger": Verb(
             "proving.ledger",
             "ledger",

@@ -16,7 +16,17 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from fairsisa.errors import ConfigError
-from fairsisa.settings import GROUPS, ROOTS, EvaluationSettings, StorageSettings, nearest, plain, refuse_unknown
+from fairsisa.settings import (
+    GROUPS,
+    ROOTS,
+    EvaluationSettings,
+    ModelSettings,
+    StorageSettings,
+    TrainerSettings,
+    nearest,
+    plain,
+    refuse_unknown,
+)
 
 ALLOWED_TARGETS = frozenset(
     {
@@ -134,7 +144,8 @@ def register_defaults() -> None:
         store.store(group=group, name="base", node=plain(kind()))
     for root, kind in ROOTS.items():
         store.store(group=f"{root}_settings", name="base", node=plain(kind()), package="_global_")
-    store.store(group="evaluation", name="as_trained", node=dict.fromkeys(plain(EvaluationSettings())))
+    for group, kind in (("evaluation", EvaluationSettings), ("model", ModelSettings), ("trainer", TrainerSettings)):
+        store.store(group=group, name="as_trained", node=dict.fromkeys(plain(kind())))
     store.store(group="store", name="as_asked", node=dict.fromkeys(plain(StorageSettings())))
 
 

@@ -36,6 +36,8 @@ STEP = tuple(each.name for each in fields(Step))
 def distil(config: Config, overrides: Sequence[str]) -> None:
     """Train a student of a run's ensemble, and measure it beside the ensemble."""
     values = {key: config[key] for key in plain(DistillationSettings())}
+    for group in ("model", "trainer"):
+        values[group] = {key: value for key, value in config[group].items() if value is not None}
     settings = settings_from(DistillationSettings, values, "")
     _descend(config, Recipe(distil=settings))
 

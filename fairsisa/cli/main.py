@@ -14,6 +14,7 @@ from fairsisa.cli.composing import compose, defaults_of, leaves, options
 from fairsisa.cli.printing import print_rows, say
 from fairsisa.cli.sweeping import FLAGS, sweep
 from fairsisa.errors import ConfigError, FairsisaError
+from fairsisa.hushing import hush_imports
 from fairsisa.settings import GROUPS, nearest, plain
 
 STUDY = "deletions_"
@@ -22,6 +23,7 @@ HELP = frozenset({"-h", "--help", "help"})
 
 def main() -> None:
     """Run the command line and leave with its exit status: 0 done, 1 failed, 2 asked wrongly."""
+    hush_imports()
     sys.exit(run_command(sys.argv[1:]))
 
 

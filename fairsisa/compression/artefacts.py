@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,7 +20,7 @@ from fairsisa.data.encoding import Inputs
 from fairsisa.execution import Event, Report
 from fairsisa.lineage import Lineage, canonical_json
 from fairsisa.models.batching import INFERENCE_ROWS, INFERENCE_TOKENS, collate, run_batched
-from fairsisa.models.classifier import initial_state, load_trained
+from fairsisa.models.classifier import load_trained
 from fairsisa.models.device import dtype_of, numeric_environment
 from fairsisa.models.network import Batch, build_encoder, build_network, logits_of
 from fairsisa.models.whole import EncoderWithHead, NetworkSpec, whole_network

@@ -35,19 +35,19 @@ def feature_norms(
             texts (routed experts do) in a padded batch.
     """
     totals: Totals = {}
-    body = _smallest_body(model, layers)
+    body = smallest_body(model, layers)
     device = next(model.parameters()).device
-    with torch.no_grad(), _measured(model):
+    with torch.no_grad(), measured(model):
         for batch in batches:
             placed = {key: value.to(device) for key, value in batch.items()}
             with _watched(layers, totals, placed.get("mask")):
-                _run(body, placed)
-    _refuse_unseen(totals, layers)
+                run_body(body, placed)
+    refuse_unseen(totals, layers)
     return {name: (totals[name][0] / totals[name][1]).sqrt().float() for name in layers}
 
 
 @contextmanager
-def _measured(model: nn.Module) -> Iterator[None]:
+def measured(model: nn.Module) -> Iterator[None]:
     """Switch dropout and the cache of keys and values off, and afterwards back to what they were."""
     training = [module for module in model.modules() if module.training]
     config: Any = getattr(model, "config", None)
@@ -76,13 +76,13 @@ def _watched(layers: Mapping[str, LayerWeight], totals: Totals, mask: torch.Tens
 def _add(
     totals: Totals, name: str, mask: torch.Tensor | None, _module: nn.Module, arguments: tuple[torch.Tensor, ...]
 ) -> None:
-    rows = _counted_rows(name, arguments[0], mask)
+    rows = counted_rows(name, arguments[0], mask)
     squares = torch.linalg.vector_norm(rows, dim=0, dtype=torch.float32).double().square()
     before, count = totals.get(name, (torch.zeros_like(squares), 0))
     totals[name] = (before + squares, count + len(rows))
 
 
-def _counted_rows(name: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+def counted_rows(name: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Return the inputs as (num_tokens, in_features), padding left out, or as (num_texts, in_features)."""
     rows = inputs.flatten(0, -2)
     if mask is None or len(rows) == len(mask) != mask.numel():
@@ -95,21 +95,23 @@ def _counted_rows(name: str, inputs: torch.Tensor, mask: torch.Tensor | None) ->
     return rows[mask.flatten().to(rows.device, torch.bool)]
 
 
-def _smallest_body(model: nn.Module, layers: Mapping[str, LayerWeight]) -> nn.Module:
+def smallest_body(model: nn.Module, layers: Mapping[str, LayerWeight]) -> nn.Module:
     """Return the model without its head when all layers stand below it: a vocabulary of logits is most of a batch."""
     body = getattr(model, "base_model", model)
     inside = set(body.modules())
     return body if all(layer.module in inside for layer in layers.values()) else model
 
 
-def _run(body: nn.Module, batch: Batch) -> None:
+def run_body(body: nn.Module, batch: Batch) -> None:
+    """Run a network, with or without its head, on a batch."""
     if "features" in batch:
         body(batch["features"])
     else:
         body(input_ids=batch["tokens"], attention_mask=batch.get("mask"))
 
 
-def _refuse_unseen(totals: Totals, layers: Mapping[str, LayerWeight]) -> None:
+def refuse_unseen(totals: Mapping[str, tuple[torch.Tensor, int]], layers: Mapping[str, LayerWeight]) -> None:
+    """Raise ConfigError, naming them, when layers were never run on the calibration batches."""
     unseen = [name for name in layers if name not in totals or totals[name][1] == 0]
     if unseen:
         raise ConfigError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -28,7 +28,8 @@ class Inputs:
     """Examples as arrays, in the order of `example_ids`; `contents` holds each one's content digest.
 
     Either `tokens` (int32, all rows end to end) with `offsets` (int64, shape (num_examples + 1,)), or `features`
-    (float32, shape (num_examples, num_features)). `labels` is int64, shape (num_examples,).
+    (float32, shape (num_examples, num_features)). `labels` is int64, shape (num_examples,). `targets`, what a teacher
+    says of each example, is float32, shape (num_examples, num_classes), or None.
     """
 
     example_ids: tuple[str, ...]
@@ -37,6 +38,7 @@ class Inputs:
     tokens: np.ndarray | None = None
     offsets: np.ndarray | None = None
     features: np.ndarray | None = None
+    targets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.example_ids)
@@ -59,17 +61,32 @@ class Inputs:
         rows = np.asarray(rows, dtype=np.int64)
         ids = tuple(self.example_ids[row] for row in rows)
         contents = tuple(self.contents[row] for row in rows)
+        targets = None if self.targets is None else self.targets[rows]
         if self.features is not None:
-            return Inputs(ids, contents, self.labels[rows], features=self.features[rows])
+            return Inputs(ids, contents, self.labels[rows], features=self.features[rows], targets=targets)
         pieces = [self.row_tokens(row) for row in rows]
         tokens = np.concatenate(pieces) if pieces else np.empty(0, dtype=np.int32)
-        return Inputs(ids, contents, self.labels[rows], tokens, _offsets([len(piece) for piece in pieces]))
+        offsets = _offsets([len(piece) for piece in pieces])
+        return Inputs(ids, contents, self.labels[rows], tokens, offsets, targets=targets)
 
     def with_features(self, features: np.ndarray) -> Inputs:
         """Return the same examples with `features`, shape (num_examples, num_features), in place of tokens."""
-        return Inputs(
-            self.example_ids, self.contents, self.labels, features=np.ascontiguousarray(features, dtype=np.float32)
-        )
+        features = np.ascontiguousarray(features, dtype=np.float32)
+        return replace(self, tokens=None, offsets=None, features=features)
+
+    def with_targets(self, targets: np.ndarray) -> Inputs:
+        """Return the same examples with what a teacher says of each, shape (num_examples, num_classes).
+
+        Raises:
+            DataError: when `targets` are not one row of finite numbers an example.
+        """
+        targets = np.ascontiguousarray(targets, dtype=np.float32)
+        if targets.ndim != 2 or len(targets) != len(self) or not np.isfinite(targets).all():
+            raise DataError(
+                f"Expected a row of finite targets for each of {len(self)} examples, got shape {targets.shape}"
+                f"{'' if np.isfinite(targets).all() else ' with NaN or infinity'}: score the same examples anew."
+            )
+        return replace(self, targets=targets)
 
 
 def encode_examples(examples: Examples, tokenizer: Tokenizer | None, max_length: int) -> Inputs:

@@ -20,6 +20,7 @@ import torch
 
 from fairsisa.errors import TrainingError
 from fairsisa.execution.events import Event, Report
+from fairsisa.hushing import hush_imports
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
@@ -118,6 +119,7 @@ def _start_worker(
     global _channel  # noqa: PLW0603 - a worker has one channel for its whole life
     _channel = (writer, lock)
     torch.set_num_threads(threads)
+    hush_imports()
     _take_own_gpu(num_started)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the parent ends its workers
     signal.signal(signal.SIGTERM, lambda *_: os._exit(1))  # Lightning would go on waiting for the next task

@@ -34,17 +34,20 @@ class SliceData(pl.LightningDataModule):
 def collate(inputs: Inputs, rows: np.ndarray, pad_id: int) -> Batch:
     """Return the rows as a batch: `tokens` (int64, padded on the right) with a `mask` if lengths differ, or `features`.
 
-    `labels` is int64, shape (num_rows,).
+    `labels` is int64, shape (num_rows,); `teacher`, where the inputs hold targets, fp32 of shape
+    (num_rows, num_classes).
     """
-    labels = torch.from_numpy(inputs.labels[rows])
+    told = {"labels": torch.from_numpy(inputs.labels[rows])}
+    if inputs.targets is not None:
+        told["teacher"] = torch.from_numpy(inputs.targets[rows])
     if inputs.features is not None:
-        return {"features": torch.from_numpy(inputs.features[rows]), "labels": labels}
+        return {"features": torch.from_numpy(inputs.features[rows]), **told}
     texts = [inputs.row_tokens(row) for row in rows]
     width = max(len(text) for text in texts)
     tokens = np.full((len(texts), width), pad_id, dtype=np.int64)
     for line, text in zip(tokens, texts, strict=True):
         line[: len(text)] = text
-    batch = {"tokens": torch.from_numpy(tokens), "labels": labels}
+    batch = {"tokens": torch.from_numpy(tokens), **told}
     if any(len(text) < width for text in texts):
         lengths = np.array([len(text) for text in texts])
         batch["mask"] = torch.from_numpy((np.arange(width) < lengths[:, None]).astype(np.int64))

@@ -83,6 +83,10 @@ class Classifier(pl.LightningModule):
                 metrics = {"train_loss": self.curve[-1][1], "learning_rate": self._learning_rate(done - 1)}
                 self.logger.log_metrics(metrics, step=done)
 
+    def batch_loss(self, batch: Batch) -> torch.Tensor:
+        """Return what a mini-batch costs, a scalar in fp32: the mean cross-entropy of its labels, in nats."""
+        return nn.functional.cross_entropy(logits_of(self.network, batch), batch["labels"])
+
     def trained_state(self) -> dict[str, torch.Tensor]:
         """Return what trained, fp32 on the CPU; with the optimizer's moments where they are to be carried."""
         state = {name: _kept(value) for name, value in self._masters.items()}
@@ -94,7 +98,7 @@ class Classifier(pl.LightningModule):
         return state
 
     def _step(self, batch: Batch) -> torch.Tensor:
-        loss = nn.functional.cross_entropy(logits_of(self.network, batch), batch["labels"])
+        loss = self.batch_loss(batch)
         torch.autograd.backward(loss)  # one device, and the number format is ours: a strategy has nothing to add
         masters, parameters = list(self._masters.values()), list(self._trained.values())
         torch._foreach_copy_([_gradient(m) for m in masters], [_gradient(p) for p in parameters])

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
@@ -128,14 +129,16 @@ def _finding(content: PerplexityReport, corpus: str) -> str:
 def perplexity_by_step(table: pd.DataFrame) -> Figure:
     """Draw perplexity against the step of training, a panel a text and a line a family; both axes are logarithmic.
 
-    Bars reach two standard errors up and down. Models that are no checkpoints are dashed lines; step 0 is left out.
+    Bars reach two standard errors up and down. Models that are no checkpoints are dashed lines; step 0 is left
+    out, and so is what is infinite.
     """
+    table = table[np.isfinite(table["perplexity"].to_numpy(dtype=float)) & ~(table["step"] == 0)]
     corpora = list(dict.fromkeys(table["corpus"]))[:MOST_PANELS]
     families = list(dict.fromkeys(table["family"]))
     colours = dict(zip(families, series_colours(len(families)), strict=True))
     panels = new_panels(len(corpora), max(5.2, WIDTH * len(corpora) / MOST_PANELS), 3.6)
     for ax, corpus in zip(panels, corpora, strict=True):
-        mine = table[(table["corpus"] == corpus) & ~(table["step"] == 0)]
+        mine = table[table["corpus"] == corpus]
         with styled():
             for family in families:
                 own = mine[mine["family"] == family].sort_values("step")
@@ -176,7 +179,8 @@ def _pictures(content: PerplexityReport) -> dict[str, Picture]:
 
 
 def _figures(content: PerplexityReport) -> Iterator[tuple[str, Figure, str]]:
-    if (content.table["step"] > 0).any():
+    finite = np.isfinite(content.table["perplexity"].to_numpy(dtype=float))
+    if (finite & (content.table["step"] > 0)).any():
         left_out = len(content.corpora) - MOST_PANELS
         more = f" The first {MOST_PANELS} texts are drawn; all are in the table." if left_out > 0 else ""
         yield (

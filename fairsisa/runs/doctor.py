@@ -10,11 +10,13 @@ import filelock
 
 from fairsisa.errors import FairsisaError, VerificationError
 from fairsisa.models.device import numeric_environment
+from fairsisa.runs.descendants import REBUILDING
 from fairsisa.runs.directory import DEGRADED, LEDGER, UNTRAINED, WHOLE, Run
 from fairsisa.runs.fitting import find_trouble
 from fairsisa.runs.making import Workplace
 from fairsisa.runs.unlearning import UNDER_WAY
 from fairsisa.runs.verifying import CERTIFICATES, TRAINING, verify_run
+from fairsisa.runs.weighing import command_of
 from fairsisa.settings import ExecutionSettings
 from fairsisa.sisa.certificate import decode
 from fairsisa.sisa.ledger import OPEN, Head, Ledger
@@ -92,6 +94,13 @@ def _postprocessors(run: Run, keys: Path) -> Iterator[Complaint]:
             yield Complaint("post-processors", f"{trouble.what}.", trouble.cure)
 
 
+def _descendants(run: Run, keys: Path) -> Iterator[Complaint]:
+    for name, made in run.pointer.descendants.items():
+        if not made.models:
+            flush = _flush(run) if made.reason == REBUILDING else f"run `{command_of(str(run.directory), made)}`"
+            yield Complaint("students and copies", f"{name!r} is out of service, {made.reason}.", flush)
+
+
 def _requests(run: Run, keys: Path) -> Iterator[Complaint]:
     if not run.path(LEDGER).is_file():
         yield Complaint("ledger", "No request was ever received.", is_problem=False)
@@ -167,6 +176,7 @@ CHECKS: dict[str, Callable[[Run, Path], Iterator[Complaint]]] = {
     "serving": _serving,
     "artefacts": _artefacts,
     "post-processors": _postprocessors,
+    "students and copies": _descendants,
     "ledger": _requests,
     "forgotten data": _leftovers,
     "environment": _environment,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
+import importlib.metadata
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,11 +13,10 @@ import pandas as pd
 
 from fairsisa.data.corpus_blocks import Blocks, Masking, encode_blocks
 from fairsisa.data.texts import Text, find_text
-from fairsisa.errors import ConfigError
 from fairsisa.execution.local import computing_threads
 from fairsisa.models.base import folder_of, is_bidirectional, is_encoder
 from fairsisa.models.classifier import Schedule
-from fairsisa.models.device import resolve_accelerator, resolve_precision
+from fairsisa.models.device import numeric_environment, resolve_accelerator, resolve_precision
 from fairsisa.models.fitting import Tell, TellingLogger, fit_quietly
 from fairsisa.models.language import (
     BlockData,
@@ -31,9 +31,9 @@ from fairsisa.models.text_tokenizers import end_of, find_tokenizer, train_tokeni
 from fairsisa.models.training_state import TrainingState
 from fairsisa.report.perplexity import PerplexityReport, write_perplexity
 from fairsisa.runs.directory import Run
-from fairsisa.runs.perplexities import measure_pretraining
+from fairsisa.runs.perplexities import masking_of, measure_pretraining
 from fairsisa.runs.pretrained import CHECKPOINTS, STATE, Pretrained
-from fairsisa.runs.training import data_root, machine
+from fairsisa.runs.training import data_root
 from fairsisa.settings import (
     PathSettings,
     PerplexitySettings,
@@ -92,7 +92,7 @@ def pretrain(
     kept, find = Pretrained(directory), _finder(paths)
     with Run(directory).locked(), computing_threads(trainer.threads):
         corpus, held_out = find(settings.corpus), [find(name) for name in settings.held_out]
-        environment = machine(trainer) | {"commands": [] if command is None else [command]}
+        environment = _environment(trainer) | {"commands": [] if command is None else [command]}
         kept.begin(settings, trainer, text_digest=corpus.digest, environment=environment)
         job = _Job(kept, settings, trainer, _tokenizer(kept, settings, corpus), tell)
         curve = pd.DataFrame(_trained(job, corpus), columns=["step", "loss"])
@@ -109,16 +109,13 @@ def pretrain(
     return report
 
 
-def masking_of(tokenizer: Any, *, share: float, seed: int) -> Masking:
-    """Return how a tokenizer's texts are masked for a masked language model.
-
-    Raises:
-        ConfigError: when the tokenizer has no mask token.
-    """
-    if tokenizer.mask_token_id is None:
-        raise ConfigError("A masked language model needs a tokenizer with a mask token: name another tokenizer.")
-    special = frozenset(map(int, tokenizer.all_special_ids))
-    return Masking(int(tokenizer.mask_token_id), len(tokenizer), special, seed, share)
+def _environment(trainer: TrainerSettings) -> dict[str, Any]:
+    packages = ("torch", "transformers", "tokenizers", "pytorch-lightning", "numpy")
+    return {
+        "numeric": numeric_environment(trainer.accelerator, trainer.precision, trainer.threads),
+        "python": platform.python_version(),
+        "packages": {name: importlib.metadata.version(name) for name in packages},
+    }
 
 
 def _finder(paths: PathSettings) -> Callable[[str], Text]:

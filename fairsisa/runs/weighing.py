@@ -101,7 +101,9 @@ def command_of(directory: str, made: Descendant) -> str:
     recipe = recipe_of(made)
     defaults, words = plain(type(recipe.chosen)()), []
     for key, value in plain(replace(recipe.chosen, name=recipe.name)).items():
-        if value != defaults[key]:
+        if isinstance(value, Mapping):
+            words += [f"{key}.{inner}={_typed(item)}" for inner, item in value.items()]
+        elif value != defaults[key]:
             words.append(f"{key}={_typed(value)}")
     return " ".join([f"fairsisa {made.verb}", f"run={directory}", *words])
 

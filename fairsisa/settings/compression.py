@@ -82,7 +82,7 @@ class DistillationSettings:
     It begins from the run's base, or `start` "teacher": from the constituent that teaches; with `num_layers`, of
     these layers only (`keep` "alternate" or "first"). `soft`, `hard`, `hidden` and `attention` weigh the losses,
     `temperature` softens the soft targets; hidden states and attention need a constituent as teacher.
-    `model` and `trainer` change the run's settings of these names for the student.
+    `model` and `trainer` hold what is to differ from the run's settings of these names.
     """
 
     name: str | None = None

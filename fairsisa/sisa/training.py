@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
-import pytorch_lightning as pl
 import torch
-from lightning_fabric.plugins.environments.lightning import LightningEnvironment
-from pytorch_lightning.loggers.logger import Logger
 
 from fairsisa.data.batches import training_batches
 from fairsisa.data.encoding import Inputs
@@ -24,7 +17,8 @@ from fairsisa.execution import Event, Report
 from fairsisa.models.batching import SliceData, run_batched
 from fairsisa.models.classifier import Classifier, Schedule, initial_state
 from fairsisa.models.device import dtype_of, numeric_environment
-from fairsisa.models.network import Standardizer, build_encoder, build_network, feature_width, pooled_features
+from fairsisa.models.fitting import TellingLogger, fit_quietly, standardizer_state
+from fairsisa.models.network import build_encoder, build_network, feature_width, pooled_features
 from fairsisa.sisa.chain import Chain, Stage, features_lineage, plan_stages
 from fairsisa.store import Manifest, Store
 
@@ -237,23 +231,16 @@ def _fit(workshop: Workshop, stage: Stage, inputs: Inputs, state: State, *, fres
     chain, network = workshop.task.chain, workshop.network
     state = dict(state)
     if fresh and inputs.features is not None:
-        state |= _standardizer_state(network, inputs)
+        state |= standardizer_state(network, inputs)
     settings = chain.trainer
     batches = training_batches(inputs.lengths, stage.num_presentations, batch_size=settings.batch_size, seed=stage.seed)
     bundle = 1 if inputs.features is None else BUNDLE
     data = SliceData(inputs, batches, pad_id=workshop.task.pad_id, bundle=bundle)
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*LeafSpec.*")
-        warnings.filterwarnings("ignore", message=".*`srun` command is available.*")
-        pl.seed_everything(stage.seed % 2**32, verbose=False)
-        network.train()
-        model = Classifier(network, state, settings, Schedule(len(batches), *stage.window, settings.warmup))
-        try:
-            if len(batches):  # a share of epochs may round to no example at all
-                _trainer(chain, stage, report).fit(model, datamodule=data)
-        except SystemExit as error:  # what Lightning makes of SIGINT and of SIGTERM, the latter with exit status 0
-            raise KeyboardInterrupt from error
+    network.train()
+    model = Classifier(network, state, settings, Schedule(len(batches), *stage.window, settings.warmup))
+    if len(batches):  # a share of epochs may round to no example at all
+        logger = TellingLogger(chain.constituent, stage.index, partial(_tell, chain.constituent, stage.index, report))
+        fit_quietly(model, data, accelerator=settings.accelerator, seed=stage.seed, logger=logger)
     if model.num_steps_done != len(batches):
         raise TrainingError(
             f"{chain.constituent}, slice {stage.index} stopped after {model.num_steps_done} of {len(batches)} steps; "
@@ -262,57 +249,8 @@ def _fit(workshop: Workshop, stage: Stage, inputs: Inputs, state: State, *, fres
     return model
 
 
-def _trainer(chain: Chain, stage: Stage, report: Report) -> pl.Trainer:
-    for name in ("pytorch_lightning.utilities.rank_zero", "pytorch_lightning.accelerators.cuda"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    return pl.Trainer(
-        accelerator="gpu" if chain.trainer.accelerator == "cuda" else "cpu",
-        devices=1,
-        plugins=[LightningEnvironment()],  # in a SLURM job, Lightning would requeue it in a signal handler of its own
-        default_root_dir=os.devnull,  # ... and go on from any hpc_ckpt_1.ckpt that lies in the working directory
-        max_epochs=1,
-        logger=EventLogger(chain.constituent, stage.index, report),
-        log_every_n_steps=1,
-        deterministic=True,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-    )
-
-
-class EventLogger(Logger):
-    """A Lightning logger that hands every metric on as an event; the run's own loggers sit where events arrive."""
-
-    def __init__(self, constituent: str, index: int, report: Report) -> None:
-        super().__init__()
-        self.constituent, self.index, self.report = constituent, index, report
-
-    @property
-    def name(self) -> str:
-        """The constituent that is training."""
-        return self.constituent
-
-    @property
-    def version(self) -> int:
-        """The slice that is training."""
-        return self.index
-
-    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
-        """Settings are the run's, not the slice's: they are logged once, by the run."""
-
-    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Send the metrics of one step."""
-        values = {name: value for name, value in metrics.items() if name != "epoch"}
-        self.report(Event("metrics", self.constituent, self.index, step or 0, values))
-
-
-def _standardizer_state(network: torch.nn.Module, inputs: Inputs) -> dict[str, torch.Tensor]:
-    first = next(iter(network.children()))
-    if not isinstance(first, Standardizer) or inputs.features is None:
-        raise TypeError("Expected a network over features to begin with a Standardizer.")
-    first.fit(torch.from_numpy(inputs.features))
-    return {f"0.{name}": value.clone() for name, value in first.named_buffers()}
+def _tell(constituent: str, index: int, report: Report, step: int, metrics: Mapping[str, float]) -> None:
+    report(Event("metrics", constituent, index, step, metrics))
 
 
 def _result(stage: Stage, constituent: str, status: str, manifest: Manifest) -> SliceResult:

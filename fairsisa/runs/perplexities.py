@@ -1,0 +1,271 @@
+"""The verb `perplexity`: how well language models of any kind predict texts, side by side."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from fairsisa.compression.card import count_layers, count_parameters
+from fairsisa.compression.folders import load_model
+from fairsisa.compression.layers import tied_layers
+from fairsisa.compression.packing import format_layers
+from fairsisa.data.corpus_blocks import Blocks, Masking, encode_blocks
+from fairsisa.data.texts import Text, find_text
+from fairsisa.errors import ConfigError, ModelError
+from fairsisa.execution.local import computing_threads
+from fairsisa.fairness.intervals import Bootstrap, summarise, weight_chunks
+from fairsisa.models.base import WEIGHTS, is_bidirectional
+from fairsisa.models.device import resolve_accelerator
+from fairsisa.models.perplexity import BlockLosses, block_losses, exponential
+from fairsisa.models.text_tokenizers import ENCODER, end_of, find_tokenizer
+from fairsisa.report.perplexity import PERPLEXITIES, PerplexityReport, write_perplexity
+from fairsisa.runs.directory import Run
+from fairsisa.runs.pretrained import CHECKPOINTS, STEP, Pretrained
+from fairsisa.runs.training import data_root
+from fairsisa.settings import PathSettings, PerplexitySettings, plain
+from fairsisa.store.durable import explained
+
+BLOCK_LENGTH, MASK_SHARE = 256, 0.15
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", ENCODER)
+Progress = Callable[[str, int, int], None]
+"""Told what is measured next, how many are done, and how many there are."""
+
+
+def nothing_to_tell(what: str, done: int, total: int) -> None:
+    """Hear of progress and do nothing."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """A text as one model reads it: models with equal `key` read the same blocks, masked alike."""
+
+    key: tuple[Any, ...]
+    blocks: Blocks
+    masking: Masking | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Measuring:
+    """What all measurements share; `readings` and `first` fill up as models are measured."""
+
+    settings: PerplexitySettings
+    texts: Sequence[Text]
+    readings: dict[tuple[Any, ...], _Reading] = field(default_factory=dict)
+    first: dict[str, tuple[_Reading, BlockLosses]] = field(default_factory=dict)
+
+
+def perplexity_run(
+    directory: Path,
+    settings: PerplexitySettings,
+    *,
+    paths: PathSettings,
+    on_progress: Progress = nothing_to_tell,
+    command: str | None = None,
+) -> PerplexityReport:
+    """Measure models on texts, and write perplexity.csv, perplexity.json and perplexity.html into the directory.
+
+    Where the settings name no models or texts, those of the pretraining in the directory are meant.
+
+    Raises:
+        ConfigError: when there is nothing to measure, or a text does not fit a model.
+        RunError: when another command is at work on the directory.
+        DataError: when a text cannot be found.
+        ModelError: when a model or its tokenizer cannot be read.
+    """
+    kept = Pretrained(directory)
+    names = settings.corpora or (kept.settings.held_out if kept.exists else ())
+    if not (settings.models or kept.exists) or not names:
+        raise ConfigError(
+            f"Set models=[<folders>] and corpora=[<names or paths>]: {directory} holds no pretraining with its own."
+        )
+    root, cache = data_root(paths), Path(paths.cache).expanduser()
+    with Run(directory).locked():
+        texts = [find_text(name, root=root, cache=cache) for name in names]
+        if settings.models:
+            folders = [Path(name).expanduser() for name in settings.models]
+            report = measure_language_models(folders, texts, settings, on_progress=on_progress)
+        else:
+            report = measure_pretraining(kept, texts, settings, on_progress=on_progress)
+        commands = () if command is None else (command,)
+        report = replace(report, settings=plain(settings), commands=commands)
+        with explained(f"write the perplexities to {directory}"):
+            write_perplexity(directory, report)
+    return report
+
+
+def measure_pretraining(
+    kept: Pretrained,
+    texts: Sequence[Text],
+    settings: PerplexitySettings,
+    *,
+    on_progress: Progress = nothing_to_tell,
+) -> PerplexityReport:
+    """Return the perplexities of a pretraining's checkpoints, in blocks and under masks as it was trained."""
+    own = kept.settings
+    length = own.block_length if settings.block_length is None else settings.block_length
+    share = own.mask_share if settings.mask_share is None else settings.mask_share
+    settings = replace(settings, block_length=length, mask_share=share)
+    folders = [*kept.checkpoints.values()]
+    report = measure_language_models(folders, texts, settings, on_progress=on_progress)
+    return replace(report, title=f"{kept.directory.resolve().name}: pretraining")
+
+
+def measure_language_models(
+    folders: Sequence[Path],
+    texts: Sequence[Text],
+    settings: PerplexitySettings,
+    *,
+    on_progress: Progress = nothing_to_tell,
+) -> PerplexityReport:
+    """Return the perplexity, size and speed of each model on each text, and its difference from the first model.
+
+    A loss is the mean negative log-likelihood in nats a token, its standard error that over blocks; the difference is
+    paired block by block, with a bootstrap interval over blocks, and left out where two models read the text as other
+    tokens. Of the `settings`, `models` and `corpora` are not read.
+
+    Raises:
+        ConfigError: when there is no folder, or a text does not fit a model.
+        ModelError: when a model or its tokenizer cannot be read, or the model is none of language.
+    """
+    if not folders:
+        raise ConfigError("Expected a model to measure, got none: name folders in models=[...].")
+    measuring, rows = _Measuring(settings, texts), list[dict[str, Any]]()
+    with computing_threads(settings.threads):
+        for done, (name, folder) in enumerate(zip(model_names(folders), folders, strict=True)):
+            on_progress(name, done, len(folders))
+            rows += _rows(measuring, name, folder)
+    on_progress("", len(folders), len(folders))
+    table = pd.DataFrame(rows, columns=list(PERPLEXITIES))
+    return PerplexityReport(title="Language models", table=table, level=settings.level)
+
+
+def model_names(folders: Sequence[Path]) -> list[str]:
+    """Return what tells the folders apart: their paths below the deepest folder that holds them all."""
+    whole = [folder.expanduser().resolve() for folder in folders]
+    common = Path(os.path.commonpath([folder.parent for folder in whole]))
+    return [folder.relative_to(common).as_posix().replace(f"{CHECKPOINTS}/", "") for folder in whole]
+
+
+def masking_of(tokenizer: Any, *, share: float, seed: int) -> Masking:
+    """Return how a tokenizer's texts are masked for a masked language model.
+
+    Raises:
+        ConfigError: when the tokenizer has no mask token.
+    """
+    if tokenizer.mask_token_id is None:
+        raise ConfigError("A masked language model needs a tokenizer with a mask token: name another tokenizer.")
+    special = frozenset(map(int, tokenizer.all_special_ids))
+    return Masking(int(tokenizer.mask_token_id), len(tokenizer), special, seed, share)
+
+
+def _rows(measuring: _Measuring, name: str, folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the rows of one model, which is in memory for no longer."""
+    settings = measuring.settings
+    model: Any = load_model(folder).to(resolve_accelerator(settings.accelerator))
+    tokenizer = _tokenizer_of(folder, settings)
+    facts = {"model": name, **_family(name, folder), **_sizes(model, folder)}
+    for text in measuring.texts:
+        reading = _read(measuring, model, tokenizer, text)
+        _warm_up(model, reading, settings.batch_size)
+        start = time.perf_counter()
+        losses = block_losses(model, reading.blocks, settings.batch_size, masking=reading.masking)
+        seconds = time.perf_counter() - start
+        speed = len(reading.blocks.tokens) / seconds
+        yield {**facts, "corpus": text.name, "tokens_per_second": speed, **_measured(measuring, text, reading, losses)}
+
+
+def _tokenizer_of(folder: Path, settings: PerplexitySettings) -> Any:
+    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+        return find_tokenizer(str(folder))
+    if settings.tokenizer is None:
+        raise ModelError(f"{folder} holds no tokenizer: set tokenizer=..., such as the folder that it was made from.")
+    return find_tokenizer(settings.tokenizer)
+
+
+def _family(name: str, folder: Path) -> dict[str, Any]:
+    """Return the family and step of a checkpoint called step-000100; any other model is a family of its own."""
+    found = STEP.fullmatch(folder.name)
+    if found is None:
+        return {"family": name, "step": math.nan}
+    holder = folder.resolve().parent
+    holder = holder.parent if holder.name == CHECKPOINTS else holder
+    return {"family": name.rpartition("/")[0] or holder.name, "step": float(found[1])}
+
+
+def _sizes(model: nn.Module, folder: Path) -> dict[str, Any]:
+    """Return the number of parameters, bytes of weights on disk, and the share of zeros in the layers with a matrix."""
+    tied, packed = tied_layers(model), format_layers(model)
+    matrices = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    layers = count_layers(model, [name for name in matrices if name not in tied and name not in packed])
+    weights = sum(layer.num_weights for layer in layers)
+    return {
+        "num_parameters": count_parameters(model),
+        "bytes_on_disk": sum(path.stat().st_size for path in folder.glob("*" + WEIGHTS)),
+        "sparsity": sum(layer.num_zeros for layer in layers) / weights if weights else math.nan,
+    }
+
+
+def _read(measuring: _Measuring, model: Any, tokenizer: Any, text: Text) -> _Reading:
+    """Return a text as the model reads it; models of one tokenizer share the blocks."""
+    settings = measuring.settings
+    most = getattr(model.config, "max_position_embeddings", None) or BLOCK_LENGTH
+    length = min(BLOCK_LENGTH, most) if settings.block_length is None else settings.block_length
+    share = MASK_SHARE if settings.mask_share is None else settings.mask_share
+    masked = is_bidirectional(model)
+    digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest()
+    key = (digest, text.digest, length, masked)
+    if key not in measuring.readings:
+        blocks = encode_blocks(text.documents, tokenizer, length=length, end_id=end_of(tokenizer))
+        masking = masking_of(tokenizer, share=share, seed=settings.seed) if masked else None
+        measuring.readings[key] = _Reading(key, blocks, masking)
+    return measuring.readings[key]
+
+
+def _warm_up(model: Any, reading: _Reading, batch_size: int) -> None:
+    """Let the first batch pay for what is made once, so that the speed is that of reading."""
+    blocks = reading.blocks
+    few = replace(blocks, tokens=blocks.tokens[: batch_size * blocks.length])
+    block_losses(model, few, batch_size, masking=reading.masking)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
+def _measured(measuring: _Measuring, text: Text, reading: _Reading, losses: BlockLosses) -> dict[str, Any]:
+    value = exponential(losses.mean)
+    return {
+        "num_blocks": len(losses.totals),
+        "num_targets": int(losses.num_targets.sum()),
+        "loss": losses.mean,
+        "loss_standard_error": losses.standard_error,
+        "perplexity": value,
+        "perplexity_standard_error": value * losses.standard_error,  # to first order: d exp(x) = exp(x) dx
+        **_difference(measuring, text, reading, losses),
+    }
+
+
+def _difference(measuring: _Measuring, text: Text, reading: _Reading, losses: BlockLosses) -> Mapping[str, float]:
+    """Return the loss less that of the first model on the same blocks, a token, with its interval."""
+    names = ("difference", "difference_low", "difference_high")
+    first = measuring.first.setdefault(text.digest, (reading, losses))
+    if first[1] is losses or first[0].key != reading.key:
+        return dict.fromkeys(names, math.nan)
+    settings, by_block = measuring.settings, losses.totals - first[1].totals
+    bootstrap = Bootstrap(settings.num_replicates, settings.level, settings.seed)
+    drawn = [
+        by_block @ weights / (losses.num_targets @ weights)
+        for weights in weight_chunks(np.arange(len(by_block)), bootstrap)
+    ]
+    found = summarise(np.concatenate(drawn), settings.level)
+    return dict(zip(names, (float(found[key]) for key in ("value", "low", "high")), strict=True))
