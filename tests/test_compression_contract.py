@@ -276,6 +276,17 @@ def test_dropped_layers_then_pruned_then_rounded_come_back(architecture):
     contract.check_round_trip(compressor, make_model(architecture))
 
 
+@pytest.mark.parametrize(
+    ("last", "kept"),
+    [("torchao_int8_weight_only", True), ("bitsandbytes_4", True), ("torchao_int4_weight_only", False)],
+)
+def test_a_format_that_has_no_level_at_zero_is_found_out(last, kept):
+    compressor_of(last)
+    card = compress(make_model("llama"), read_steps(["wanda_2to4", last]), make_batches()).card
+    sparsities = [each.sparsity for each in card.layers if each.name != "lm_head"]
+    assert all(sparsity >= 0.5 for sparsity in sparsities) if kept else max(sparsities) < 0.25
+
+
 def test_random_zeros_lie_elsewhere_in_layers_of_one_shape():
     layers = weight_layers(compress(make_model("llama"), [Step("random")]).model, include_head=False)
     masks = [layer.matrix() != 0 for layer in layers.values()]

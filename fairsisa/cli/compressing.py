@@ -76,7 +76,7 @@ def _compress(config: Config, steps: Sequence[Any]) -> None:
         _compress_model(config, read_steps(steps), calibration)
         return
     own = {key: config[key] for key in ("source", "name", "when_outdated")}
-    if not steps and not config["remove"]:
+    if not steps and not (flag(config, "remove") and config["name"] is not None):
         raise ConfigError("Set compression=[...] to one step or more, such as [wanda_2to4,int8_dynamic].")
     settings = settings_from(CompressionSettings, {**own, "compression": list(steps)}, "")
     _descend(config, Recipe(compress=(settings, calibration)))
@@ -85,6 +85,8 @@ def _compress(config: Config, steps: Sequence[Any]) -> None:
 def _compress_model(config: Config, steps: tuple[Step, ...], calibration: CalibrationSettings) -> None:
     if config["out"] is None:
         raise ConfigError("Set out=... to the folder that the compressed model goes to.")
+    if flag(config, "remove"):
+        raise ConfigError("remove=true takes copies out of a run: set run=... and name=..., not model=....")
     paths, out = paths_of(config), _path(config["out"])
     places = Places(data_root(paths), _path(paths.cache))
     card = compress_folder(

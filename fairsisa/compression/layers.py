@@ -10,7 +10,7 @@ from transformers.pytorch_utils import Conv1D
 
 from fairsisa.errors import ConfigError
 
-HEAD_NAMES = frozenset({"classifier", "score"})
+HEAD_NAMES = frozenset({"classifier", "score", "head"})
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class LayerWeight:
 def weight_layers(model: nn.Module, *, include_head: bool = True, include_tied: bool = False) -> dict[str, LayerWeight]:
     """Return every `nn.Linear` and transformers `Conv1D` of `model` by dotted name, in the model's order.
 
-    The head is what `get_output_embeddings` returns and what stands under the name "classifier" or "score". A head
+    The head is what `get_output_embeddings` returns and what stands under the name "classifier", "score" or "head". A head
     whose weights are the input embedding's (see `tied_layers`) is left out unless `include_tied`: to change it is to
     change the embedding.
 

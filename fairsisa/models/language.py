@@ -183,7 +183,7 @@ class LanguageModule(pl.LightningModule):
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         """Start the step's dropout from the seed: a step is the same whether or not training stopped before it."""
-        torch.manual_seed(derive_seed(self.seed, "step", self.global_step))
+        torch.manual_seed(derive_seed(self.seed, "step", self.num_steps_done))
 
     def training_step(self, batch: Batch, batch_idx: int) -> torch.Tensor:
         """Return the mean cross-entropy over the batch's targets, in nats a token; log the mean every so many steps."""

@@ -58,7 +58,9 @@ class EncoderWithHead(nn.Module):
         """
         told = self.encoder(input_ids=input_ids, attention_mask=attention_mask, **options)
         pooled = _pooled(told.last_hidden_state, attention_mask, everywhere=is_bidirectional(self.encoder))
-        logits = self.head(pooled.to(next(self.head.parameters()).dtype))
+        # Dynamic int8 leaves no parameter behind, and reads fp32.
+        dtype = next((weights.dtype for weights in self.head.parameters()), torch.float32)
+        logits = self.head(pooled.to(dtype))
         return SequenceClassifierOutput(
             logits=logits, hidden_states=told.get("hidden_states"), attentions=told.get("attentions")
         )

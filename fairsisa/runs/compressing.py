@@ -13,7 +13,6 @@ from fairsisa.compression.compressing import Compressed
 from fairsisa.compression.folders import save_compressed
 from fairsisa.errors import ConfigError, StaleError
 from fairsisa.execution import Report
-from fairsisa.models.base import find_base, load_tokenizer
 from fairsisa.models.whole import EncoderWithHead
 from fairsisa.report.compression import CompressionReport
 from fairsisa.runs.descendants import Recipe, descendant_of, descended, make_descendant, recipe_of
@@ -48,6 +47,8 @@ def descend_run(
         RunError: when the run is not trained, is served without some constituents, or another command is at work.
     """
     name = recipe.name
+    if recipe.compress is not None and recipe.compress[0].source == name:
+        raise ConfigError(f"Copies of {name!r} cannot take its place: set name=... to another.")
     with run.locked():
         run.require_trained()
         require_whole(run)
@@ -99,7 +100,7 @@ def export_descendant(run: Run, name: str, folder: Path, *, execution: Execution
     if run.settings.model.kind != "text":
         raise ConfigError(f"{run.directory} reads features: only networks over tokens can be saved as a model folder.")
     origin, recipe = origin_of(run, execution, lambda event: None), recipe_of(made)
-    tokenizer = load_tokenizer(find_base(run.settings.model))
+    tokenizer = origin.tokenizer_of(recipe.model(origin))
     folders = []
     for member, artefact in made.models.items():
         network = open_model(run.store, artefact, recipe.blueprint(origin, member))

@@ -11,11 +11,12 @@ from fairsisa.errors import ConfigError, DataError, StaleError
 from fairsisa.lineage import Lineage, slice_digest
 from fairsisa.runs.directory import Ensemble
 from fairsisa.runs.networks import Origin, checkpoint_of, compute_precision, spec_of
-from fairsisa.runs.students import WHOLE, student_blueprint
+from fairsisa.runs.students import WHOLE, student_blueprint, student_settings
 from fairsisa.settings import (
     CalibrationSettings,
     CompressionSettings,
     DistillationSettings,
+    ModelSettings,
     nearest,
     plain,
     plain_steps,
@@ -38,7 +39,8 @@ def plan_copies(origin: Origin, chosen: tuple[CompressionSettings, CalibrationSe
         DataError: when no example is left to calibrate on.
     """
     settings, calibration = chosen
-    trainer, found = origin.place.settings.trainer, {}
+    trainer, model, found = origin.place.settings.trainer, source_model(origin, settings), {}
+    base = origin.base_of(model)
     for member, source in sources(origin, settings).items():
         ids = _calibration_ids(origin, member, chosen)
         found[member] = Lineage(
@@ -46,7 +48,7 @@ def plan_copies(origin: Origin, chosen: tuple[CompressionSettings, CalibrationSe
             parents=(source,),
             examples=ids,
             contents=slice_digest(ids, origin.assembly.take(ids).contents),
-            inputs=origin.base_digests,
+            inputs=() if base is None else (base.digest,),
             settings={
                 "version": COMPRESSION_VERSION,
                 "steps": plain_steps(settings.steps),
@@ -61,6 +63,7 @@ def plan_copies(origin: Origin, chosen: tuple[CompressionSettings, CalibrationSe
 def make_copies(origin: Origin, chosen: tuple[CompressionSettings, CalibrationSettings]) -> None:
     """Compress what the store lacks, every member at once."""
     settings, given = chosen[0], sources(origin, chosen[0])
+    model = source_model(origin, settings)
     tasks = [
         CopyTask(
             store=origin.assembly.store,
@@ -68,7 +71,7 @@ def make_copies(origin: Origin, chosen: tuple[CompressionSettings, CalibrationSe
             lineage=lineage,
             blueprint=copy_blueprint(origin, settings, member),
             steps=settings.steps,
-            calibration=origin.assembly.take(lineage.examples) if lineage.examples else None,
+            calibration=origin.read(model, lineage.examples) if lineage.examples else None,
             member=member,
         )
         for member, lineage in plan_copies(origin, chosen).items()
@@ -108,6 +111,13 @@ def sources(origin: Origin, settings: CompressionSettings) -> dict[str, str]:
     if not source.models:
         raise StaleError(f"{settings.source!r}, which is to be compressed, is out of service: {source.reason}.")
     return dict(source.models)
+
+
+def source_model(origin: Origin, settings: CompressionSettings) -> ModelSettings:
+    """Return the model settings of what is compressed."""
+    if settings.source == ENSEMBLE:
+        return origin.place.settings.model
+    return student_settings(origin.place.settings, _student_of(origin.ensemble, settings))[0]
 
 
 def _student_of(ensemble: Ensemble, settings: CompressionSettings) -> DistillationSettings:

@@ -9,15 +9,16 @@ from fairsisa.compression.artefacts import Blueprint, ScoreTask, keep_scores
 from fairsisa.errors import ConfigError, DataError, StaleError
 from fairsisa.lineage import Lineage, slice_digest
 from fairsisa.runs.assembly import HELD_OUT
-from fairsisa.runs.copies import DISTIL, copy_blueprint, make_copies, plan_copies
+from fairsisa.runs.copies import DISTIL, copy_blueprint, make_copies, plan_copies, source_model
 from fairsisa.runs.directory import Descendant, Ensemble, Run
 from fairsisa.runs.fitting import claim_too
 from fairsisa.runs.networks import Origin
-from fairsisa.runs.students import make_students, plan_students, student_blueprint
+from fairsisa.runs.students import make_students, plan_students, student_blueprint, student_settings
 from fairsisa.settings import (
     CalibrationSettings,
     CompressionSettings,
     DistillationSettings,
+    ModelSettings,
     nearest,
     plain,
     settings_from,
@@ -77,6 +78,12 @@ class Recipe:
         if self.compress is not None:
             return copy_blueprint(origin, self.compress[0], member)
         return student_blueprint(origin, self.student, member)
+
+    def model(self, origin: Origin) -> ModelSettings:
+        """Return the model settings of its networks."""
+        if self.compress is not None:
+            return source_model(origin, self.compress[0])
+        return student_settings(origin.place.settings, self.student)[0]
 
     @property
     def student(self) -> DistillationSettings:
@@ -170,7 +177,8 @@ def _by_generation(before: Mapping[str, Descendant]) -> list[str]:
 
 
 def _score_tasks(origin: Origin, recipe: Recipe, models: Mapping[str, str]) -> list[tuple[str, ScoreTask]]:
-    held_out = {split: origin.assembly.take(ids) for split, ids in origin.assembly.held_out.items() if ids}
+    reads = recipe.model(origin)
+    held_out = {split: origin.read(reads, ids) for split, ids in origin.assembly.held_out.items() if ids}
     blueprints = {member: recipe.blueprint(origin, member) for member in models}
     tasks = []
     for split, inputs in held_out.items():

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+from fairsisa.data.encoding import Inputs, encode_examples
+from fairsisa.errors import ConfigError
 from fairsisa.execution import Report
+from fairsisa.models.base import Base, find_base, load_tokenizer
 from fairsisa.models.whole import NetworkSpec
 from fairsisa.runs.assembly import Assembly, assemble
 from fairsisa.runs.directory import Descendant, Ensemble, Run
@@ -14,6 +19,8 @@ from fairsisa.sisa.chain import Chain, plan_stages
 from fairsisa.store import Store
 from fairsisa.tables import Examples
 
+READS = ("base", "revision", "max_length")
+STARTS = ("base", "revision", "architecture", "shape")
 FEATURES = "0.mean"
 """The tensor of a head, or of a tabular network, that has one number for each feature."""
 
@@ -37,11 +44,39 @@ class Origin:
         """The constituents that have an example left, by name."""
         return {chain.constituent: chain for chain in self.assembly.constituents if any(chain.slices)}
 
-    @property
-    def base_digests(self) -> tuple[str, ...]:
-        """The digest of the base model, if there is one."""
-        base = self.assembly.constituents[0].base
-        return () if base is None else (base.digest,)
+    def base_of(self, model: ModelSettings) -> Base | None:
+        """Return where a network of these settings starts; None for a tabular one.
+
+        Raises:
+            ConfigError: when it would read what the corpus does not hold.
+            ModelError: when the base cannot be had.
+        """
+        own = self.assembly.constituents[0]
+        if (model.kind == "text") != (own.base is not None):
+            raise ConfigError(f"model.kind={model.kind} does not read {self.examples.name}: leave it as it is.")
+        same = all(getattr(model, name) == getattr(own.model, name) for name in STARTS)
+        return own.base if same or own.base is None else find_base(model)
+
+    def read(self, model: ModelSettings, ids: Sequence[str]) -> Inputs:
+        """Return examples, in that order, as a network of these settings reads them."""
+        if self.reads_alike(model):
+            return self.assembly.take(ids)
+        chosen = self.examples.keep(self.examples.frame["example_id"].isin(set(ids)).to_numpy())
+        encoded = encode_examples(chosen, self.tokenizer_of(model), model.max_length)
+        places = {example: row for row, example in enumerate(encoded.example_ids)}
+        return encoded.take([places[example] for example in ids])
+
+    def reads_alike(self, model: ModelSettings) -> bool:
+        """Whether a network of these settings reads the tokens that the run's constituents read."""
+        own = self.place.settings.model
+        return all(getattr(model, name) == getattr(own, name) for name in READS)
+
+    def tokenizer_of(self, model: ModelSettings) -> Any:
+        """Return the tokenizer of a text model."""
+        base = self.base_of(model)
+        if base is None:
+            raise ConfigError(f"{self.examples.name} holds features, which no tokenizer reads.")
+        return load_tokenizer(base)
 
     def with_descendant(self, name: str, made: Descendant) -> Origin:
         """Return the same run with one more descendant."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from fairsisa.compression.distilling import DistillationWeights
 from fairsisa.errors import ConfigError, DataError, StaleError
 from fairsisa.fairness.strategies.inputs import read_groups
 from fairsisa.lineage import Lineage, canonical_json, derive_seed
+from fairsisa.models.device import resolve_accelerator, resolve_precision
 from fairsisa.models.whole import NetworkSpec
 from fairsisa.runs.assembly import Assembly
 from fairsisa.runs.fitting import claim_too, groups_of, load_artefact, settings_of
@@ -29,7 +30,7 @@ from fairsisa.settings import (
 )
 from fairsisa.sisa.chain import Chain, plan_stages, predictions_lineage
 from fairsisa.sisa.ensemble import PredictTask, predict_constituent, read_predictions
-from fairsisa.tables import TRAIN
+from fairsisa.tables import TRAIN, Predictions
 
 DISTILLATION_VERSION = 1
 """Raised whenever a change of code changes the bits that distillation gives; it is part of every student's name."""
@@ -42,11 +43,21 @@ UNLOGGED = ("log_every_n_steps", "budget", "slice_epochs", "schedule", "optimize
 
 @dataclass(frozen=True, eq=False)
 class Lesson:
-    """What one student learns from: the constituents that teach it, and the transfer set, in order."""
+    """What one student learns from: the constituents that teach it, and the transfer set, in order.
+
+    Teachers score all of `ids`, so that students of one run share what they say; `used`, shape (num_ids,), tells the
+    rows that this student learns from.
+    """
 
     member: str
     teachers: tuple[Chain, ...]
     ids: tuple[str, ...]
+    used: np.ndarray
+
+    @property
+    def used_ids(self) -> tuple[str, ...]:
+        """The ids of the examples that the student learns from."""
+        return tuple(example for example, use in zip(self.ids, self.used, strict=True) if use)
 
     def scores(self, assembly: Assembly) -> dict[str, str]:
         """Return the names of what each teacher says of the transfer set."""
@@ -107,9 +118,12 @@ def student_settings(run: RunSettings, settings: DistillationSettings) -> tuple[
         trainer = plain(TrainerSettings()) | {key: trainer[key] for key in ("precision", "accelerator", "threads")}
     model = plain(own) | ({"trains": "full"} if own.kind == "text" else {}) | dict(settings.model)
     trainer |= {"budget": "compute_matched", "slice_epochs": (), "schedule": "slice"}
+    asked = settings_from(TrainerSettings, trainer | dict(settings.trainer), "trainer")
+    accelerator = resolve_accelerator(asked.accelerator)
+    precision = resolve_precision(asked.precision, accelerator)
     return (
         settings_from(ModelSettings, model, "model"),
-        settings_from(TrainerSettings, trainer | dict(settings.trainer), "trainer"),
+        replace(asked, accelerator=accelerator, precision=precision),
     )
 
 
@@ -117,30 +131,35 @@ def _lessons(origin: Origin, settings: DistillationSettings) -> list[Lesson]:
     """Return what each student learns from; constituents without an example left teach nothing."""
     chains = origin.chains
     if settings.scope == "shard":
-        return [
-            Lesson(name, (chain,), tuple(example for ids in chain.slices for example in ids))
-            for name, chain in chains.items()
-        ]
-    ids = origin.examples.split(TRAIN)["example_id"].to_numpy(dtype=object)
+        own = {name: tuple(example for ids in chain.slices for example in ids) for name, chain in chains.items()}
+        return [Lesson(name, (chain,), own[name], np.ones(len(own[name]), bool)) for name, chain in chains.items()]
+    ids = tuple(origin.examples.split(TRAIN)["example_id"])
+    used = np.ones(len(ids), dtype=bool)
     if settings.teacher == FAIR:
-        ids = ids[_group_codes(origin, settings)[0] >= 0]
+        used = _group_codes(origin, settings)[0] >= 0
     elif settings.teacher not in (MEAN, MAJORITY):
         if settings.teacher not in chains:
             known = [MEAN, MAJORITY, FAIR, *chains]
             raise ConfigError(f"Unknown teacher {settings.teacher!r}.{nearest(settings.teacher, known)}")
         chains = {settings.teacher: chains[settings.teacher]}
-    if not (len(ids) and chains):
+    if not (used.any() and chains):
         raise DataError("Expected training examples to distil on, found none: no example is left, or no constituent.")
-    return [Lesson(WHOLE, tuple(chains.values()), tuple(ids))]
+    return [Lesson(WHOLE, tuple(chains.values()), ids, used)]
 
 
 def _lineage(origin: Origin, settings: DistillationSettings, lesson: Lesson) -> Lineage:
     model, trainer = student_settings(origin.place.settings, settings)
-    parents, inputs = tuple(lesson.scores(origin.assembly).values()), origin.base_digests
+    base, parents = origin.base_of(model), tuple(lesson.scores(origin.assembly).values())
+    inputs: tuple[str, ...] = () if base is None else (base.digest,)
     if settings.teacher == FAIR:
         parents += (_postprocessor(origin, settings),)
         inputs += (_people(origin, settings),)
     if _reads_network(settings):
+        if not origin.reads_alike(model):
+            raise ConfigError(
+                "Hidden states, attention and start=teacher need a student that reads its teacher's tokens: leave "
+                "model.base and model.max_length as they are."
+            )
         parents += (checkpoint_of(_one_teacher(lesson)),)
     own = {key: value for key, value in plain(settings).items() if key not in ("name", "when_outdated")}
     kept = {key: value for key, value in plain(trainer).items() if key not in UNLOGGED}
@@ -160,7 +179,7 @@ def _lineage(origin: Origin, settings: DistillationSettings, lesson: Lesson) -> 
 
 def _student_task(origin: Origin, settings: DistillationSettings, lesson: Lesson) -> StudentTask:
     model, trainer = student_settings(origin.place.settings, settings)
-    teacher = None
+    tokenizer, teacher = None if model.kind != "text" else origin.tokenizer_of(model), None
     if _reads_network(settings):
         chain = _one_teacher(lesson)
         teacher = (spec_of(chain, origin.store), origin.store.get(checkpoint_of(chain)).tensors)
@@ -173,8 +192,8 @@ def _student_task(origin: Origin, settings: DistillationSettings, lesson: Lesson
         weights=DistillationWeights(
             settings.soft, settings.hard, settings.hidden, settings.attention, settings.temperature
         ),
-        inputs=origin.assembly.take(lesson.ids).with_targets(_targets(origin, settings, lesson)),
-        pad_id=origin.assembly.pad_id,
+        inputs=origin.read(model, lesson.used_ids).with_targets(_targets(origin, settings, lesson)),
+        pad_id=0 if tokenizer is None else int(tokenizer.pad_token_id),
         seed=derive_seed(origin.place.settings.seed, "student", lesson.member),
         teacher=teacher,
         member=lesson.member,
@@ -184,19 +203,19 @@ def _student_task(origin: Origin, settings: DistillationSettings, lesson: Lesson
 def _targets(origin: Origin, settings: DistillationSettings, lesson: Lesson) -> np.ndarray:
     """Return what the teacher says of each example, float32, shape (num_examples, num_classes); rows sum to 1."""
     predictions = read_predictions(origin.store, lesson.scores(origin.assembly))
-    scores = predictions.scores.astype(np.float64)
     if settings.teacher == FAIR:
         fitted = load_artefact(origin.store, _postprocessor(origin, settings))
-        groups = groups_of(origin.examples, TRAIN, _features(origin, settings))
-        groups = groups[_group_codes(origin, settings)[0] >= 0].reset_index(drop=True)
-        targets = np.asarray(fitted.predict_proba(predictions, sensitive_features=groups))
-    elif settings.teacher == MAJORITY:
-        classes = np.arange(scores.shape[2])
+        groups = groups_of(origin.examples, TRAIN, _features(origin, settings))[lesson.used].reset_index(drop=True)
+        known = Predictions(lesson.used_ids, predictions.constituents, predictions.scores[lesson.used])
+        fair: np.ndarray = np.asarray(fitted.predict_proba(known, sensitive_features=groups), dtype=np.float32)
+        return fair
+    if settings.teacher == MAJORITY:
+        classes = np.arange(predictions.scores.shape[2])
         shares = (predictions.votes[:, :, None] == classes).mean(axis=1)
         targets = np.eye(len(classes))[shares.argmax(axis=1)]
     else:
-        targets = scores.mean(axis=1)
-    return targets.astype(np.float32)
+        targets = predictions.scores.mean(axis=1, dtype=np.float64)
+    return targets[lesson.used].astype(np.float32)
 
 
 def _one_teacher(lesson: Lesson) -> Chain:
@@ -211,7 +230,8 @@ def _one_teacher(lesson: Lesson) -> Chain:
 def _student_spec(origin: Origin, model: ModelSettings, member: str) -> NetworkSpec:
     chain, features = origin.assembly.constituents[0], origin.assembly.inputs.features
     num_features = 0 if features is None else features.shape[1]
-    return NetworkSpec(model, chain.base, num_features, chain.num_classes, derive_seed(chain.seed, "student", member))
+    seed = derive_seed(chain.seed, "student", member)
+    return NetworkSpec(model, origin.base_of(model), num_features, chain.num_classes, seed)
 
 
 def _reads_network(settings: DistillationSettings) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+import shlex
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -23,11 +25,14 @@ from fairsisa.report.compression import CompressionReport
 from fairsisa.runs.descendants import COMPRESS, Recipe, recipe_of
 from fairsisa.runs.directory import Descendant
 from fairsisa.runs.networks import Origin, checkpoint_of, compute_precision, spec_of
-from fairsisa.settings import plain
+from fairsisa.settings import CalibrationSettings, CompressionSettings, DistillationSettings, plain
 from fairsisa.sisa.ensemble import aggregate, read_predictions
 from fairsisa.store import Store
 from fairsisa.tables import TEST
 
+PLAIN = re.compile(r"/?[A-Za-z_][A-Za-z0-9_./-]*")
+"""Text that needs no quotes in a command, but for `WORDS`."""
+WORDS = ("null", "true", "false", "nan", "inf", "infinity")
 NUM_TIMED, NUM_SINGLE = 256, 40
 """How many texts are scored in batches, and how many one at a time, to tell a model's speed."""
 
@@ -72,10 +77,11 @@ def compression_report(
 ) -> CompressionReport:
     """Return what the page about a run's students and copies tells, `base` being the ensemble's own predictor."""
     shown = [name for name, made in origin.ensemble.descendants.items() if name in evaluation.predictors]
-    inputs = _timed_inputs(origin)
-    weighed = {base: _weigh(list(_constituents(origin)), inputs)}
+    ids = origin.assembly.held_out[TEST][:NUM_TIMED]
+    weighed = {base: _weigh(list(_constituents(origin)), origin.assembly.take(ids))}
     for name in shown:
-        weighed[name] = _weigh(list(_members(origin, origin.ensemble.descendants[name])), inputs)
+        made = origin.ensemble.descendants[name]
+        weighed[name] = _weigh(list(_members(origin, made)), origin.read(recipe_of(made).model(origin), ids))
     changes = paired_differences(evaluation, baseline=base, predictors=shown)
     own = evaluation.metrics[evaluation.metrics["predictor"].isin([base, *shown])]
     run = origin.place.run
@@ -97,23 +103,34 @@ def compression_report(
 
 
 def command_of(directory: str, made: Descendant) -> str:
-    """Return the command that makes a descendant with the settings it has."""
+    """Return the command that makes a descendant with the settings it has, as a shell reads it."""
     recipe = recipe_of(made)
-    defaults, words = plain(type(recipe.chosen)()), []
-    for key, value in plain(replace(recipe.chosen, name=recipe.name)).items():
+    words = _words(replace(recipe.chosen, name=recipe.name))
+    if recipe.compress is not None:
+        words += [f"calibration.{word}" for word in _words(recipe.compress[1])]
+    return shlex.join(["fairsisa", made.verb, f"run={_typed(directory)}", *words])
+
+
+def _words(settings: CompressionSettings | CalibrationSettings | DistillationSettings) -> list[str]:
+    """Return the settings that differ from their defaults as they are typed."""
+    defaults, words = plain(type(settings)()), []
+    for key, value in plain(settings).items():
         if isinstance(value, Mapping):
             words += [f"{key}.{inner}={_typed(item)}" for inner, item in value.items()]
         elif value != defaults[key]:
             words.append(f"{key}={_typed(value)}")
-    return " ".join([f"fairsisa {made.verb}", f"run={directory}", *words])
+    return words
 
 
 def _typed(value: object) -> str:
-    """Return a value as it is typed in a command."""
+    """Return a value as it is typed in a command; text that could be read as anything else stands in quotes."""
     if isinstance(value, Mapping):
         return "{" + ",".join(f"{key}:{_typed(item)}" for key, item in value.items()) + "}"
     if isinstance(value, list | tuple):
         return f"[{','.join(map(_typed, value))}]"
+    if isinstance(value, str) and (not PLAIN.fullmatch(value) or value.lower() in WORDS):
+        escaped = re.sub(r"(\\*)('|$)", lambda found: 2 * found[1] + found[2].replace("'", "\\'"), value)
+        return f"'{escaped}'"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
@@ -201,11 +218,6 @@ def _layers(member: str, network: nn.Module, touched: list[str] | None) -> pd.Da
     cards = count_layers(network, names)
     columns = ["constituent", "layer", "sparsity", "bits", "num_weights"]
     return pd.DataFrame([(member, c.name, c.sparsity, c.bits, c.num_weights) for c in cards], columns=columns)
-
-
-def _timed_inputs(origin: Origin) -> Inputs:
-    """Return the test examples by which speed is told: the first ones."""
-    return origin.assembly.take(origin.assembly.held_out[TEST][:NUM_TIMED])
 
 
 def _timed(score: Callable[[Inputs], None], inputs: Inputs) -> tuple[tuple[float, float, float], float]:

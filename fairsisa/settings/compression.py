@@ -11,9 +11,12 @@ from fairsisa.errors import ConfigError
 from fairsisa.settings.checks import in_range, one_of
 from fairsisa.settings.fairness import NAME
 from fairsisa.settings.steps import Step, read_steps
+from fairsisa.settings.training import AGGREGATIONS
 
 OUTDATED = ("rebuild", "stale", "remove")
 SCOPES = ("shard", "ensemble")
+TAKEN = re.compile("|".join(["ensemble", r"shard-\d+", *AGGREGATIONS]))
+"""Names that reports give to the ensemble, to its constituents and to what it decides."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +112,7 @@ class DistillationSettings:
         check_name(self.name)
         if self.num_layers is not None:
             in_range("num_layers", self.num_layers, low=1)
+        self._check_losses()
         if (self.teacher == "fair") != (self.postprocessor is not None):
             raise ConfigError("Set teacher=fair and postprocessor=<its name> together, or neither.")
         if self.scope == "shard" and self.teacher != "mean_score":
@@ -122,16 +126,25 @@ class DistillationSettings:
         depth = () if self.num_layers is None else (f"{self.num_layers}-layers",)
         return file_name("student", self.teacher if self.scope == "ensemble" else "shards", *depth)
 
+    def _check_losses(self) -> None:
+        weights = {name: getattr(self, name) for name in ("soft", "hard", "hidden", "attention")}
+        for name, weight in weights.items():
+            in_range(name, weight, low=0.0)
+        if not any(weights.values()):
+            raise ConfigError(f"Expected one of {', '.join(weights)} to be above 0, got 0 for each.")
+        in_range("temperature", self.temperature, above=0.0)
+
 
 def check_name(name: str | None) -> None:
     """Raise ConfigError unless a name may be that of a file, and is no word of its own."""
-    if name is not None and (not NAME.fullmatch(name) or name == "ensemble"):
+    if name is not None and (not NAME.fullmatch(name) or TAKEN.fullmatch(name)):
         raise ConfigError(
-            "Expected name to be letters, digits and _ . + - (at most 120, the first a letter or digit), and not "
-            f'"ensemble", got {name!r}.'
+            "Expected name to be letters, digits and _ . + - (at most 120, the first a letter or digit), and not that "
+            f"of the ensemble, of a constituent or of an aggregation, got {name!r}."
         )
 
 
 def file_name(*parts: str) -> str:
     """Return words as one name that a file may have."""
-    return re.sub(r"[^A-Za-z0-9_.+-]+", "-", ".".join(parts)).lstrip("_.+-")[:120]
+    words = (re.sub(r"[^A-Za-z0-9_.+-]+", "-", part).strip("-") for part in parts)
+    return ".".join(words).lstrip("_.+-")[:120]

@@ -33,6 +33,15 @@ TAKES: Mapping[str, tuple[str, ...]] = MappingProxyType(
     }
 )
 """What each method reads; to give it anything else is an error."""
+KINDS: Mapping[str, tuple[Any, str]] = MappingProxyType(
+    {
+        **dict.fromkeys(("seed", "num_layers", "bits", "group_size"), (int, "a whole number")),
+        **dict.fromkeys(("pattern", "pool", "keep", "scheme"), (str, "text")),
+        **dict.fromkeys(("symmetric", "include_head"), (bool, "true or false")),
+        "sparsity": ((int, float), "a number"),
+    }
+)
+"""The types of each setting of a step, and their name for people."""
 
 
 @dataclass(frozen=True)
@@ -67,6 +76,9 @@ class Step:
                     f"compression method {self.method} does not read {name}={value!r}; "
                     f"it reads {', '.join(TAKES[self.method])}."
                 )
+            _check_kind(name, value)
+        if self.sparsity is not None:
+            object.__setattr__(self, "sparsity", float(self.sparsity))  # 0 and 0.0 are one step, of one fingerprint
         for name, value in _defaults(self).items():
             object.__setattr__(self, name, value)
         _check_pruning(self)
@@ -117,14 +129,15 @@ def plain_steps(steps: Sequence[Step]) -> list[dict[str, Any]]:
 
 
 def _read_step(value: str | Mapping[str, Any]) -> Step:
-    values = {"method": value} if isinstance(value, str) else dict(value)
-    refuse_unknown("compression", values, {each.name for each in fields(Step)})
+    asked: Any = {"method": value} if isinstance(value, str) else value
+    refuse_unknown("compression", asked, {each.name for each in fields(Step)})
+    values = dict(asked)
     method = str(values.pop("method", None))
     if method in PRESETS:
         changed = _given(PRESETS[method])
-        if "pattern" in values:
+        if values.get("pattern") is not None:
             changed.pop("sparsity", None)
-        if "sparsity" in values:
+        if values.get("sparsity") is not None:
             changed.pop("pattern", None)
         return Step(PRESETS[method].method, **(changed | values))
     if method not in TAKES:
@@ -150,6 +163,13 @@ def _defaults(step: Step) -> dict[str, Any]:
         "include_head": step.method in QUANTISING,
     }
     return {name: usual[name] for name in TAKES[step.method] if name in usual and getattr(step, name) is None}
+
+
+def _check_kind(name: str, value: Any) -> None:
+    """Raise ConfigError unless a value that was given is of its setting's kind."""
+    kinds, words = KINDS[name]
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kinds is not bool):
+        raise ConfigError(f"Expected compression.{name} to be {words}, got {value!r}.")
 
 
 def _check_pruning(step: Step) -> None:
