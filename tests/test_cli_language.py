@@ -90,6 +90,10 @@ def test_a_model_is_pretrained_and_measured_again(command):
     assert table["corpus"].tolist() == ["held", "train"] * 2
     report = pd.read_csv("out/report.csv")
     assert table["loss"].iloc[[0, 2]].tolist() == report["loss"].tolist()
+    two = "models=[out/checkpoints/step-000004,out/checkpoints/step-000002]"
+    status, out, _ = command("perplexity", "run=two", two, "corpora=held.txt", "block_length=8")
+    assert (status, out.splitlines()[-1]) == (0, "page: two/perplexity.html")
+    assert pd.read_csv("two/perplexity.csv")["loss"].tolist() == report["loss"].tolist()[::-1]
     status, out, err = command(*words, "num_steps=6")
     assert (status, out.splitlines()) == (1, ["run: out"])
     assert "holds a pretraining with num_steps=4, but 6 was asked for" in err
@@ -99,7 +103,9 @@ def test_what_is_asked_wrongly_is_said(command):
     status, _, err = command("pretrain", "run=out", "architectur=llama")
     assert (status, "Did you mean 'architecture'" in err) == (2, True)
     status, _, err = command("perplexity", "run=out")
-    assert (status, "Set models=[<folders>] and corpora=" in err) == (2, True)
+    assert (status, "Set corpora=[<names or paths>]" in err) == (2, True)
+    status, _, err = command("perplexity", "run=out", "corpora=held.txt")
+    assert (status, "set models=[<folders>]" in err) == (2, True)
     status, _, err = command("pretrain", "run=out", "corpus=gone.txt", "held_out=[]")
     assert (status, "Expected a text file at gone.txt" in err) == (1, True)
     for verb in ("pretrain", "perplexity"):

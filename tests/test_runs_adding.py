@@ -156,7 +156,7 @@ def test_an_interrupted_addition_goes_on(run, original, monkeypatch, tmp_path):
     def fail(*arguments: Any) -> Any:
         raise TrainingError("the power went")
 
-    for step in ("train_missing", "publishable", "settle"):
+    for step in ("train_missing", "completed", "settle"):
         with monkeypatch.context() as broken:
             broken.setattr(adding, step, fail)
             with pytest.raises(TrainingError, match="the power went"):

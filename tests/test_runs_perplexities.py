@@ -154,10 +154,11 @@ def test_a_run_writes_its_table(folders, tmp_path):
 
 
 def test_what_cannot_be_measured_is_refused(folders, tmp_path):
-    with pytest.raises(ConfigError, match=r"Set models=\[<folders>\] and corpora="):
+    with pytest.raises(ConfigError, match=r"Set corpora=\[<names or paths>\]"):
         perplexity_run(tmp_path, PerplexitySettings(models=("x",)), paths=PathSettings())
-    with pytest.raises(ConfigError, match=r"Set models=\[<folders>\] and corpora="):
-        perplexity_run(tmp_path, PerplexitySettings(corpora=("x.txt",)), paths=PathSettings())
+    (tmp_path / "held.txt").write_text("a b c")
+    with pytest.raises(ConfigError, match="Expected a model to measure"):
+        perplexity_run(tmp_path, PerplexitySettings(corpora=(str(tmp_path / "held.txt"),)), paths=PathSettings())
     with pytest.raises(DataError, match="Expected a text file at"):
         perplexity_run(tmp_path, PerplexitySettings(corpora=("x.txt",), models=("x",)), paths=PathSettings())
     with pytest.raises(ConfigError, match="Expected a model to measure"):

@@ -145,7 +145,10 @@ def test_what_a_step_does_unasked(method, heard):
         ({"method": "round_to_nearest", "bits": 33}, "bits to be at most 32"),
         ({"method": "round_to_nearest", "group_size": 0}, "group_size to be at least 1"),
         ({"method": "bitsandbytes", "bits": 5}, "bits to be 4 or 8 with bitsandbytes, got 5"),
-        ({"method": "torchao", "scheme": "int8"}, "scheme to be one of int8_weight_only, .* Did you mean 'int8_dynamic'"),
+        (
+            {"method": "torchao", "scheme": "int8"},
+            "scheme to be one of .* Did you mean 'int8_dynamic'",
+        ),
         ({"method": "wanda", "sparsity": "half"}, r"Expected compression\.sparsity to be a number, got 'half'"),
         ({"method": "wanda", "sparsity": True}, "sparsity to be a number, got True"),
         ({"method": "wanda", "pattern": 2.4}, r"pattern to be text, got 2\.4"),
@@ -175,7 +178,7 @@ def test_no_step_is_an_error_and_so_is_an_unknown_method_given_directly():
 @pytest.mark.parametrize("last", QUANTISING[1:])
 @pytest.mark.parametrize("after", ["magnitude", "round_to_nearest", "int8_dynamic"])
 def test_what_packs_weights_comes_last(last, after):
-    with pytest.raises(ConfigError, match=rf"{last}.* must come last: what follows, {after}.*, cannot read its weights"):
+    with pytest.raises(ConfigError, match=rf"{last}.* must come last: what follows, {after}.*, cannot read"):
         read_steps([{"method": last}, {"method": after}])
     assert len(read_steps(["magnitude", "round_to_nearest_4", {"method": last}])) == 3
 
@@ -253,7 +256,8 @@ def test_any_words_make_a_file_name_or_none_at_all(parts):
 
 @pytest.mark.parametrize("made", [CompressionSettings, DistillationSettings])
 @pytest.mark.parametrize(
-    "name", ["", "a/b", "../a", ".a", "a b", "a" * 121, "ensemble", "majority_vote", "mean_score", "shard-0", "shard-17"]
+    "name",
+    ["", "a/b", "../a", ".a", "a b", "a" * 121, "ensemble", "majority_vote", "mean_score", "shard-17"],
 )
 def test_what_no_name_can_be(made, name):
     with pytest.raises(ConfigError, match="Expected name to be letters, digits"):

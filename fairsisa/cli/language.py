@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,6 +17,7 @@ from fairsisa.cli.reading import paths_of
 from fairsisa.models.fitting import Tell
 from fairsisa.report.perplexity import PerplexityReport, findings
 from fairsisa.runs import perplexities, pretraining
+from fairsisa.runs.pretrained import Pretrained
 from fairsisa.settings import PerplexitySettings, PretrainingSettings, TrainerSettings, plain, settings_from
 
 Config = Mapping[str, Any]
@@ -44,7 +46,10 @@ def pretrain(config: Config, overrides: Sequence[str]) -> None:
 
 def perplexity(config: Config, overrides: Sequence[str]) -> None:
     """Measure language models on texts, side by side."""
-    settings, directory = _own(config, PerplexitySettings), Path(str(config["run"])).expanduser()
+    settings = _own(config, PerplexitySettings)
+    directory = Path(str(config["run"])).expanduser()
+    if not settings.models and Pretrained(directory).exists:
+        settings = replace(settings, models=(str(directory),))
     with counting("models", Console()) as tell:
         report = perplexities.perplexity_run(
             directory,

@@ -20,10 +20,9 @@ from fairsisa.data.encoding import Inputs
 from fairsisa.execution import Event, Report
 from fairsisa.lineage import Lineage, canonical_json
 from fairsisa.models.batching import INFERENCE_ROWS, INFERENCE_TOKENS, collate, run_batched
-from fairsisa.models.classifier import load_trained
 from fairsisa.models.device import dtype_of, numeric_environment
 from fairsisa.models.network import Batch, build_encoder, build_network, logits_of
-from fairsisa.models.whole import EncoderWithHead, NetworkSpec, whole_network
+from fairsisa.models.whole import EncoderWithHead, NetworkSpec, load_all, whole_network
 from fairsisa.settings import Step
 from fairsisa.store import Artefact, Store
 
@@ -152,7 +151,7 @@ def open_model(store: Store, name: str, blueprint: Blueprint) -> nn.Module:
         network = unpack(_skeleton(blueprint), _packed(artefact))
     elif kind == STUDENT:
         network = _skeleton(blueprint)
-        load_trained(network, artefact.tensors)
+        load_all(network, artefact.tensors)
     else:
         network = whole_network(blueprint.spec, artefact.tensors)
     return network.eval()

@@ -90,7 +90,7 @@ class Card:
         """
         try:
             return cls(
-                steps=read_steps(values["steps"]),
+                steps=read_steps(values["steps"]) if values["steps"] else (),
                 parents=tuple(values["parents"]),
                 calibration_digest=values["calibration_digest"],
                 num_calibration_texts=int(values["num_calibration_texts"]),
@@ -109,8 +109,7 @@ class Card:
             sizes.append(f"- on disk: {bytes_on_disk:,} bytes of weights")
         blocks = [
             "# Compressed model",
-            "Made by these steps, in order:",
-            "\n".join(f"{number}. {step.label}" for number, step in enumerate(self.steps, 1)),
+            *self._made_by(),
             "## Made from",
             "\n".join([_listed("parents", self.parents), self._calibration()]),
             "## Size",
@@ -121,6 +120,12 @@ class Card:
             "Counted from the weights themselves. Read it with `fairsisa.compression.folders.load_compressed`.",
         ]
         return "\n\n".join(blocks) + "\n"
+
+    def _made_by(self) -> list[str]:
+        if not self.steps:
+            return ["A student: it was trained on what its teacher says, and taken through no step of compression."]
+        steps = "\n".join(f"{number}. {step.label}" for number, step in enumerate(self.steps, 1))
+        return ["Made by these steps, in order:", steps]
 
     def _calibration(self) -> str:
         if not self.num_calibration_texts:

@@ -79,7 +79,7 @@ def whole_network(spec: NetworkSpec, state: Mapping[str, torch.Tensor]) -> nn.Mo
     network: Any = build_network(
         spec.model, spec.base, num_features=spec.num_features, num_classes=spec.num_classes, seed=spec.seed
     )
-    _load_all(network, state)
+    load_all(network, state)
     if spec.base is not None and spec.model.trains == "head":
         network = EncoderWithHead(build_encoder(spec.model, spec.base), network)
     elif spec.base is not None and spec.model.trains == "lora":
@@ -88,7 +88,12 @@ def whole_network(spec: NetworkSpec, state: Mapping[str, torch.Tensor]) -> nn.Mo
     return whole
 
 
-def _load_all(network: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+def load_all(network: nn.Module, state: Mapping[str, torch.Tensor]) -> None:
+    """Copy a trained state into a network, as `load_trained` does.
+
+    Raises:
+        ModelError: when `state` lacks something that trained, or holds what this network has not.
+    """
     lacking = sorted(initial_state(network).keys() - state.keys())
     if lacking:
         raise ModelError(f"Expected the state of a trained network, but {len(lacking)} parts lack, {lacking[0]} first.")

@@ -76,7 +76,8 @@ def perplexity_run(
 ) -> PerplexityReport:
     """Measure models on texts, and write perplexity.csv, perplexity.json and perplexity.html into the directory.
 
-    Where the settings name no models or texts, those of the pretraining in the directory are meant.
+    A directory of a pretraining among the models stands for its checkpoints. The first such one also says on which
+    texts, in blocks of what length and under which masks to measure, where the settings do not.
 
     Raises:
         ConfigError: when there is nothing to measure, or a text does not fit a model.
@@ -84,22 +85,18 @@ def perplexity_run(
         DataError: when a text cannot be found.
         ModelError: when a model or its tokenizer cannot be read.
     """
-    kept = Pretrained(directory)
-    names = settings.corpora or (kept.settings.held_out if kept.exists else ())
-    if not (settings.models or kept.exists) or not names:
-        raise ConfigError(
-            f"Set models=[<folders>] and corpora=[<names or paths>]: {directory} holds no pretraining with its own."
-        )
+    folders = [Path(name).expanduser() for name in settings.models]
+    kept = next((Pretrained(folder) for folder in folders if Pretrained(folder).exists), None)
+    names = settings.corpora or (() if kept is None else kept.settings.held_out)
+    if not names:
+        raise ConfigError("Set corpora=[<names or paths>]: no model is a pretraining that named held-out texts.")
     root, cache = data_root(paths), Path(paths.cache).expanduser()
     with Run(directory).locked():
         texts = [find_text(name, root=root, cache=cache) for name in names]
-        if settings.models:
-            folders = [Path(name).expanduser() for name in settings.models]
-            report = measure_language_models(folders, texts, settings, on_progress=on_progress)
-        else:
-            report = measure_pretraining(kept, texts, settings, on_progress=on_progress)
-        commands = () if command is None else (command,)
-        report = replace(report, settings=plain(settings), commands=commands)
+        chosen = settings if kept is None else _as_trained(settings, kept)
+        every = [each for folder in folders for each in _models_in(folder)]
+        report = measure_language_models(every, texts, chosen, on_progress=on_progress)
+        report = replace(report, settings=plain(settings), commands=() if command is None else (command,))
         with explained(f"write the perplexities to {directory}"):
             write_perplexity(directory, report)
     return report
@@ -113,10 +110,7 @@ def measure_pretraining(
     on_progress: Progress = nothing_to_tell,
 ) -> PerplexityReport:
     """Return the perplexities of a pretraining's checkpoints, in blocks and under masks as it was trained."""
-    own = kept.settings
-    length = own.block_length if settings.block_length is None else settings.block_length
-    share = own.mask_share if settings.mask_share is None else settings.mask_share
-    settings = replace(settings, block_length=length, mask_share=share)
+    settings = _as_trained(settings, kept)
     folders = [*kept.checkpoints.values()]
     report = measure_language_models(folders, texts, settings, on_progress=on_progress)
     return replace(report, title=f"{kept.directory.resolve().name}: pretraining")
@@ -140,7 +134,7 @@ def measure_language_models(
         ModelError: when a model or its tokenizer cannot be read, or the model is none of language.
     """
     if not folders:
-        raise ConfigError("Expected a model to measure, got none: name folders in models=[...].")
+        raise ConfigError("Expected a model to measure, got none: set models=[<folders>].")
     measuring, rows = _Measuring(settings, texts), list[dict[str, Any]]()
     with computing_threads(settings.threads):
         for done, (name, folder) in enumerate(zip(model_names(folders), folders, strict=True)):
@@ -168,6 +162,17 @@ def masking_of(tokenizer: Any, *, share: float, seed: int) -> Masking:
         raise ConfigError("A masked language model needs a tokenizer with a mask token: name another tokenizer.")
     special = frozenset(map(int, tokenizer.all_special_ids))
     return Masking(int(tokenizer.mask_token_id), len(tokenizer), special, seed, share)
+
+
+def _as_trained(settings: PerplexitySettings, kept: Pretrained) -> PerplexitySettings:
+    own = kept.settings
+    length = own.block_length if settings.block_length is None else settings.block_length
+    share = own.mask_share if settings.mask_share is None else settings.mask_share
+    return replace(settings, block_length=length, mask_share=share)
+
+
+def _models_in(folder: Path) -> list[Path]:
+    return [*Pretrained(folder).checkpoints.values()] if Pretrained(folder).exists else [folder]
 
 
 def _rows(measuring: _Measuring, name: str, folder: Path) -> Iterator[dict[str, Any]]:

@@ -67,10 +67,10 @@ class PretrainingSettings:
 class PerplexitySettings:
     """Which language models are measured on which texts.
 
-    `models` are folders, of any kind that `compression.folders.load_model` reads; the first is what the others are
-    compared with. Without any, all checkpoints of the pretraining in the run directory are measured. `corpora` are
-    names or paths; without any, the held-out ones of that pretraining. Blocks have `block_length` tokens (None: as
-    many as in that pretraining, else 256, or fewer where a model reads fewer), of which a masked model guesses
+    `models` are folders, of any kind that `compression.folders.load_model` reads, the first being what the others are
+    compared with; the directory of a pretraining stands for its checkpoints. `corpora` are names or paths; without
+    any, the held-out ones of that pretraining. Blocks have `block_length` tokens (None: as many as in that
+    pretraining, else 256, or fewer where a model reads fewer), of which a masked model guesses
     `mask_share`, drawn from `seed` (None: the pretraining's share, or 0.15). `tokenizer`, a folder or hub id, is for
     models whose folders hold none.
     """
