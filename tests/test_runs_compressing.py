@@ -28,7 +28,6 @@ from fairsisa.settings import (
     CompressionSettings,
     DistillationSettings,
     ExecutionSettings,
-    ModelSettings,
     PartitionSettings,
     PostprocessSettings,
     RunSettings,
@@ -118,7 +117,10 @@ def scores(run: Run, name: str, split: str = TEST) -> np.ndarray:
 
 
 def own_scores(run: Run, split: str = TEST) -> np.ndarray:
-    return read_predictions(run.store, run.ensemble.predictions[split]).scores
+    ensemble = run.ensemble
+    return read_predictions(
+        run.store, {name: ensemble.predictions[split][name] for name in ensemble.checkpoints}
+    ).scores
 
 
 def said(run: Run) -> Predictions:
@@ -310,13 +312,12 @@ def test_each_constituent_may_be_calibrated_on_its_own_shard(rows):
         (("random",), {"source": "mni"}, "source to be 'ensemble' or a student of the run, got 'mni'"),
         (({"method": "drop_layers", "num_layers": 1},), {}, "drop layers of"),
         (({"method": "wanda", "pattern": "2:4"},), {}, "multiple of 4|groups of 4|4"),
-        (("wanda",), {"when_outdated": "later"}, "when_outdated to be one of"),
     ],
 )
 def test_copies_that_do_not_fit_are_refused_and_leave_the_run_as_it_was(rows, steps, settings, problem):
     before = rows.path("ensemble.json").read_bytes()
     with pytest.raises(ConfigError, match=problem):
-        copies(rows, "bad", *(steps if steps[0] != "wanda" else ("magnitude",)), **settings)
+        copies(rows, "bad", *steps, **settings)
     assert rows.path("ensemble.json").read_bytes() == before
 
 
@@ -335,7 +336,9 @@ def test_two_workers_give_the_bits_of_one(text_runs, tmp_path):
 @pytest.mark.parametrize("kind", ["student", "copies"])
 def test_the_same_command_again_changes_nothing(rows, kind):
     def again() -> Descendant:
-        return student(rows, "again") if kind == "student" else copies(rows, "again", "magnitude_global", "int8_dynamic")
+        return (
+            student(rows, "again") if kind == "student" else copies(rows, "again", "magnitude_global", "int8_dynamic")
+        )
 
     first = again()
     before = tree_of(rows.store.root)
@@ -346,7 +349,7 @@ def test_the_same_command_again_changes_nothing(rows, kind):
 def test_one_command_at_a_time(rows):
     with rows.locked(), pytest.raises(RunError, match=r"Another command is at work on .*: wait for it"):
         student(rows, "meanwhile")
-    with pytest.raises(RunError, match="is not trained|nothing"):
+    with pytest.raises(RunError, match=r"has no ensemble\.json: train it first"):
         student(Run(rows.directory.parent / "none"), "early")
 
 
@@ -402,7 +405,8 @@ def loaded_scores(folder: Path, run: Run) -> np.ndarray:
 def test_an_exported_model_scores_as_the_run_does(text_runs, trains, tmp_path):
     run = text_runs[trains]
     student(run, "out", num_layers=1)
-    copies(run, "out-low", {"method": "magnitude", "sparsity": 0.3}, "int8_dynamic")
+    copies(run, "out-low", {"method": "magnitude", "sparsity": 0.3}, *(["int8_dynamic"] if trains == "lora" else []))
+    margin = 1e-3 if trains == "lora" else 1e-5  # int8 rounds inputs by the range of their batch
     (alone,) = export_descendant(run, "out", tmp_path / "student", execution=HERE)
     assert alone == tmp_path / "student"
     np.testing.assert_allclose(loaded_scores(alone, run), scores(run, "out")[:, 0], atol=1e-5)
@@ -411,7 +415,7 @@ def test_an_exported_model_scores_as_the_run_does(text_runs, trains, tmp_path):
     for number, (folder, model) in enumerate(
         zip(folders, run.ensemble.descendants["out-low"].models.values(), strict=True)
     ):
-        np.testing.assert_allclose(loaded_scores(folder, run), scores(run, "out-low")[:, number], atol=1e-5)
+        np.testing.assert_allclose(loaded_scores(folder, run), scores(run, "out-low")[:, number], atol=margin)
         assert load_compressed(folder).card == card_of(Store(run.store.root), model)
         assert run.ensemble.checkpoints[f"shard-{number}"][-1] in (folder / "README.md").read_text()
     assert load_compressed(alone).card.parents == (run.ensemble.descendants["out"].models["student"],)
@@ -427,8 +431,3 @@ def test_what_is_no_model_folder_is_not_exported(text_runs, rows, tmp_path):
     with pytest.raises(ConfigError, match="no student or compressed copy 'flt'. Did you mean 'flat'"):
         export_descendant(rows, "flt", tmp_path / "a", execution=HERE)
     assert not (tmp_path / "a").exists()
-
-
-def test_settings_of_a_model_stay_values():
-    assert replace(TINY_TEXT) == TINY_TEXT
-    assert isinstance(TINY_TEXT, ModelSettings)

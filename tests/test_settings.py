@@ -111,6 +111,10 @@ BAD_VALUES = [
     ("store", "max_bytes", 0, "nearest valid value is 1"),
     ("request", "unknown", "skipp", "Did you mean 'skip'"),
     ("unlearning", "verify", "repley", "Did you mean 'replay'"),
+    ("calibration", "split", "test", "one of calibration, train"),
+    ("calibration", "num_examples", 0, "nearest valid value is 1"),
+    ("calibration", "seed", -1, "nearest valid value is 0"),
+    ("calibration", "block_length", 1, "nearest valid value is 2"),
 ]
 
 
@@ -215,7 +219,7 @@ def test_a_value_out_of_range_is_refused_with_a_cure(group, name, value, cure):
 
 def test_every_checked_field_has_a_bad_value():
     unchecked = {"base", "revision", "architecture", "shape", "freeze_embeddings", "lora_targets", "slice_epochs"}
-    unchecked |= {"account", "address", "partition", "keys", "group", "label", "out"}
+    unchecked |= {"corpus", "account", "address", "partition", "keys", "group", "label", "out"}
     unchecked |= {"ids", "subjects", "file", "where", "reason", "degraded", "membership", "evaluate"}
     unchecked |= {"sensitive_feature", "sensitive_features", "headline_features", "root", "store", "cache", "data"}
     assert {(group, name) for group, name, _, _ in BAD_VALUES} == {
