@@ -105,11 +105,13 @@ def test_help_lists_every_choice(fairsisa_command):
     _, out, _ = fairsisa_command("train", "--help")
     for group in ("data", "model", "partition", "trainer", "logger"):
         assert f"  {group}={' | '.join(options()[group])}\n" in out
-    _, other, _ = fairsisa_command("simulate", "--help")
-    (trained,), (studied,) = (re.findall(r"^  experiment=(.*)$", said, flags=re.MULTILINE) for said in (out, other))
-    assert sorted([*trained.split(" | "), *studied.split(" | ")]) == options()["experiment"]
-    assert (trained.count("deletions_"), "quickstart" in trained.split(" | ")) == (0, True)
-    assert all(name.startswith("deletions_") for name in studied.split(" | "))
+    told = [out, *(fairsisa_command(verb, "--help")[1] for verb in ("simulate", "pretrain"))]
+    found = [re.findall(r"^  experiment=(.*)$", said, flags=re.MULTILINE) for said in told]
+    trained, studied, pretrained = (names.split(" | ") for (names,) in found)
+    assert sorted([*trained, *studied, *pretrained]) == options()["experiment"]
+    assert all(name.startswith("deletions_") for name in studied)
+    assert {"quickstart", "hatexplain_minilm"} <= set(trained)
+    assert {"tinystories_gpt2", "wikitext2_bert", "distilbert_recipe", "distilgpt2_recipe"} == set(pretrained)
     assert "run=???" in fairsisa_command("evaluate", "--help")[1]
 
 

@@ -14,7 +14,9 @@ from chains import QUICK, TINY_TEXT, run_of
 from fairsisa.compression.artefacts import KeepTask, card_of
 from fairsisa.compression.folders import load_compressed, load_model
 from fairsisa.errors import ConfigError, RunError
+from fairsisa.fairness.rates import EVERYONE
 from fairsisa.models.base import read_tokenizer
+from fairsisa.report.rows import by_key
 from fairsisa.runs import students
 from fairsisa.runs.compressing import Descended, descend_run, export_descendant
 from fairsisa.runs.descendants import Recipe
@@ -278,10 +280,8 @@ def test_copies_of_every_kind_are_quantised(text_runs, trains, steps):
         card = card_of(run.store, model)
         assert [step.method for step in card.steps] == [step.partition("_2to4")[0] for step in steps]
         assert {layer.stored_bits for layer in card.layers} == {8}
-        body = [layer.sparsity for layer in card.layers if layer.name.split(".")[-1] not in ("classifier", "4")]
-        assert body
-        if len(steps) > 1:
-            assert min(share for share in body if share > 0.3) >= 0.5
+        if len(steps) > 1:  # of the head, Wanda left all weights
+            assert sum(layer.sparsity >= 0.5 for layer in card.layers) >= len(card.layers) - 1
 
 
 def test_a_student_is_compressed_too(text_runs):
@@ -366,17 +366,14 @@ def test_what_was_made_is_measured_beside_the_ensemble(rows, tmp_path):
     page = run.path("compression.html").read_text()
     assert "small" in page
     assert "low" in page
-    table = pd.DataFrame(json.loads(run.path("metrics.json").read_text())["metrics"])
+    table = by_key(pd.DataFrame(json.loads(run.path("metrics.json").read_text())["metrics"]))
     wanted = {}
     labels = run.examples.split(TEST)["label"].to_numpy()
     for name in ("small", "low"):
         votes = scores(run, name).argmax(axis=2)
         decided = votes[:, 0] if votes.shape[1] == 1 else (votes.sum(axis=1) * 2 > votes.shape[1]).astype(int)
         wanted[name] = float((decided == labels).mean())
-    own = table[(table["metric"] == "accuracy") & table["predictor"].isin(wanted)]
-    overall = own[own["sensitive_feature"].isin(["", "everyone", "overall", None])] if len(own) > 2 else own
-    found = dict(zip(overall["predictor"], overall["value"], strict=True))
-    assert found == pytest.approx(wanted)
+    assert {name: table[name, EVERYONE, "accuracy"]["value"] for name in wanted} == pytest.approx(wanted)
 
 
 def test_a_run_without_descendants_has_no_such_page(text_runs, tmp_path):
@@ -423,11 +420,11 @@ def test_an_exported_model_scores_as_the_run_does(text_runs, trains, tmp_path):
 
 def test_what_is_no_model_folder_is_not_exported(text_runs, rows, tmp_path):
     copies(text_runs["head"], "heads", "random")
-    with pytest.raises(ConfigError, match="'heads' is a head over a frozen encoder.*: export a student instead"):
+    with pytest.raises(ConfigError, match=r"'heads' is a head over a frozen encoder.*: export a student instead"):
         export_descendant(text_runs["head"], "heads", tmp_path / "a", execution=HERE)
     copies(rows, "flat", "random")
     with pytest.raises(ConfigError, match="reads features: only networks over tokens"):
         export_descendant(rows, "flat", tmp_path / "a", execution=HERE)
-    with pytest.raises(ConfigError, match="no student or compressed copy 'flt'. Did you mean 'flat'"):
+    with pytest.raises(ConfigError, match=r"no student or compressed copy 'flt'\. Did you mean 'flat'"):
         export_descendant(rows, "flt", tmp_path / "a", execution=HERE)
     assert not (tmp_path / "a").exists()

@@ -223,10 +223,12 @@ def test_a_pretraining_needs_no_held_out_text(texts, tmp_path):
 def test_settings_that_do_not_fit_are_refused(texts, tmp_path):
     with pytest.raises(ConfigError, match=r"has no slices: leave out trainer\.max_epochs"):
         trained(asked(texts), tmp_path, max_epochs=7.0)
-    with pytest.raises(ConfigError, match="or architecture=null and start"):
+    with pytest.raises(ConfigError, match="architecture and start each say how the model begins: keep one"):
         asked(texts, start="gpt2")
     with pytest.raises(ConfigError, match="has its shape already"):
         PretrainingSettings(architecture=None, start="gpt2", shape={"n_layer": 2})
+    with pytest.raises(ConfigError, match=r"keep_zeros=true needs start="):
+        asked(texts, keep_zeros=True)
     with pytest.raises(ConfigError, match="checkpoint_steps to be at most 9"):
         asked(texts, checkpoint_steps=(10,))
     with pytest.raises(ConfigError, match="at most 16 tokens"):

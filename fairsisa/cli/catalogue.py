@@ -46,6 +46,12 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "Train one small student of a run's ensemble, or of its fair decisions, and measure it beside them.",
             "fairsisa distil run=runs/my-run num_layers=2 teacher=fair postprocessor=religion",
         ),
+        "distil lm": Verb(
+            "language.pretrain",
+            "pretrain",
+            "Train a small language model on what a large one says.",
+            "fairsisa distil lm run=runs/student teacher=gpt2 num_layers=6 corpus=tinystories_train",
+        ),
         "compress": Verb(
             "compressing.compress",
             "compress",
@@ -62,7 +68,7 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "compressing.quantise",
             "quantise",
             "Quantise a run's models, or a model folder: one step of `compress`.",
-            "fairsisa quantise model=gpt2 out=gpt2-4-bits method=round_to_nearest bits=4 group_size=32",
+            "fairsisa quantise folder=gpt2 out=gpt2-4-bits method=round_to_nearest bits=4 group_size=32",
         ),
         "export": Verb(
             "compressing.export",

@@ -7,11 +7,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
+
 from fairsisa.cli.printing import say
 from fairsisa.cli.reading import execution_of, flag, paths_of
-from fairsisa.cli.verbs import progress
 from fairsisa.errors import ConfigError
 from fairsisa.report.compression import findings
+from fairsisa.report.progress import training_progress
 from fairsisa.runs.compressing import descend_run, export_descendant, remove_descendant
 from fairsisa.runs.descendants import Recipe
 from fairsisa.runs.directory import Run
@@ -24,7 +26,6 @@ from fairsisa.settings import (
     DistillationSettings,
     one_of,
     plain,
-    read_steps,
     settings_from,
 )
 from fairsisa.settings.steps import PRUNING, QUANTISING, Step
@@ -70,27 +71,27 @@ def export(config: Config, overrides: Sequence[str]) -> None:
 
 def _compress(config: Config, steps: Sequence[Any]) -> None:
     calibration = settings_from(CalibrationSettings, config["calibration"], "calibration")
-    if (config["run"] is None) == (config["model"] is None):
-        raise ConfigError("Set run=... to compress a run's models, or model=... and out=... for a model folder.")
-    if config["model"] is not None:
-        _compress_model(config, read_steps(steps), calibration)
-        return
+    if (config["run"] is None) == (config["folder"] is None):
+        raise ConfigError("Set run=... to compress a run's models, or folder=... and out=... for a model folder.")
     own = {key: config[key] for key in ("source", "name", "when_outdated")}
+    settings = settings_from(CompressionSettings, {**own, "compression": steps}, "")
+    if config["folder"] is not None:
+        _compress_folder(config, settings.steps, calibration)
+        return
     if not steps and not (flag(config, "remove") and config["name"] is not None):
         raise ConfigError("Set compression=[...] to one step or more, such as [wanda_2to4,int8_dynamic].")
-    settings = settings_from(CompressionSettings, {**own, "compression": list(steps)}, "")
     _descend(config, Recipe(compress=(settings, calibration)))
 
 
-def _compress_model(config: Config, steps: tuple[Step, ...], calibration: CalibrationSettings) -> None:
+def _compress_folder(config: Config, steps: tuple[Step, ...], calibration: CalibrationSettings) -> None:
     if config["out"] is None:
         raise ConfigError("Set out=... to the folder that the compressed model goes to.")
     if flag(config, "remove"):
-        raise ConfigError("remove=true takes copies out of a run: set run=... and name=..., not model=....")
+        raise ConfigError("remove=true takes copies out of a run: set run=... and name=..., not folder=....")
     paths, out = paths_of(config), _path(config["out"])
     places = Places(data_root(paths), _path(paths.cache))
     card = compress_folder(
-        str(config["model"]), out, steps, calibration=calibration, places=places, revision=config["revision"]
+        str(config["folder"]), out, steps, calibration=calibration, places=places, revision=config["revision"]
     )
     say(f"{', '.join(step.label for step in card.steps)}: {card.sparsity:.1%} of the compressed weights are zero.")
     say(f"In memory {card.bytes_after:,} bytes, {card.bytes_before:,} before.")
@@ -98,13 +99,13 @@ def _compress_model(config: Config, steps: tuple[Step, ...], calibration: Calibr
 
 
 def _descend(config: Config, recipe: Recipe) -> None:
-    run = Run(config["run"])
+    run, remove = Run(config["run"]), flag(config, "remove")
     run.require_trained()
-    if flag(config, "remove"):
+    if remove:
         remove_descendant(run, recipe.name)
         say(f"{recipe.name} is out of {run.directory}; its reports are made again by `fairsisa evaluate`.")
         return
-    with progress(run.settings, run.num_slices) as show:
+    with training_progress({}, Console()) as show:
         made = descend_run(run, recipe, execution=execution_of(config), on_event=show)
     if made.content is None:
         say(f"{made.name} is in the run; without a test example, or a constituent that votes, nothing is measured.")

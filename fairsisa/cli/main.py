@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
+import yaml
+
 import fairsisa
 from fairsisa.cli.catalogue import VERBS, Verb
-from fairsisa.cli.composing import compose, defaults_of, leaves, options
+from fairsisa.cli.composing import compose, config_folder, defaults_of, leaves, options
 from fairsisa.cli.printing import print_rows, say
 from fairsisa.cli.sweeping import FLAGS, sweep
 from fairsisa.errors import ConfigError, FairsisaError
@@ -18,6 +20,8 @@ from fairsisa.hushing import hush_imports
 from fairsisa.settings import GROUPS, nearest, plain
 
 STUDY = "deletions_"
+TEXT = "corpus"
+"""What an experiment of `pretrain` sets, and no other."""
 HELP = frozenset({"-h", "--help", "help"})
 
 
@@ -85,10 +89,9 @@ def _help(verb: Verb) -> None:
     config = defaults_of(verb.root)
     say(f"{verb.summary}\n\n  {verb.example}\n")
     groups = {group: names for group, names in sorted(options().items()) if group in config}
-    if verb.root in ("train", "simulate"):
-        studies = [name for name in options()["experiment"] if name.startswith(STUDY)]
-        others = [name for name in options()["experiment"] if name not in studies]
-        groups = {"experiment": studies if verb.root == "simulate" else others, **groups}
+    experiments = [name for name in options()["experiment"] if _root_of(name) == verb.root]
+    if experiments:
+        groups = {"experiment": experiments, **groups}
     say("Choose as a whole:")
     for group, names in groups.items():
         say(f"  {group}={' | '.join(names)}")
@@ -100,3 +103,11 @@ def _help(verb: Verb) -> None:
         for key, value in leaves({group: plain(GROUPS[group]())}):
             say(f"  {key}={'null' if value is None else value}")
     say(f"\nSweep with -m and commas, e.g. {verb.example.split(' run=', maxsplit=1)[0]} -m seed=0,1,2")
+
+
+def _root_of(experiment: str) -> str:
+    """Return the root config that an experiment is for."""
+    if experiment.startswith(STUDY):
+        return "simulate"
+    content = yaml.safe_load((config_folder() / "experiment" / f"{experiment}.yaml").read_text(encoding="utf-8"))
+    return "pretrain" if TEXT in content else "train"

@@ -53,7 +53,10 @@ class Blueprint:
 
 @dataclass(frozen=True)
 class CopyTask:
-    """A model of a store that is to be compressed; `calibration` is None for methods that read no example."""
+    """A model of a store that is to be compressed; `calibration` is None for methods that read no example.
+
+    `label` is what progress is reported as.
+    """
 
     store: str
     source: str
@@ -61,7 +64,7 @@ class CopyTask:
     blueprint: Blueprint
     steps: tuple[Step, ...]
     calibration: Inputs | None
-    member: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ class KeepTask:
     lineage: Lineage
     blueprint: Blueprint
     student: StudentTask
-    member: str
+    label: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,7 @@ class ScoreTask:
     lineage: Lineage
     blueprint: Blueprint
     inputs: Inputs
-    member: str
+    label: str
 
 
 def keep_student(task: KeepTask, report: Report) -> str:
@@ -94,11 +97,14 @@ def keep_student(task: KeepTask, report: Report) -> str:
         TrainingError: when training diverged or was interrupted.
     """
     store, name = Store(task.store), task.lineage.name
+    report(Event("model_started", task.label))
+    steps = 0
     if not store.has(name):
         made = train_student(task.student, report)
+        steps = made.steps
         notes = {"steps": made.steps, "seconds": made.seconds, "curve": [list(point) for point in made.curve]}
         store.put(task.lineage, made.state, notes, environment=task.blueprint.environment)
-    report(Event("slice_done", task.member, values={"status": "trained"}))
+    report(Event("model_done", task.label, step=steps, values={"status": "trained" if steps else "reused"}))
     return name
 
 
@@ -109,6 +115,7 @@ def keep_copy(task: CopyTask, report: Report) -> str:
         ConfigError: when a step does not fit the model's layers, naming them.
     """
     store, name = Store(task.store), task.lineage.name
+    report(Event("model_started", task.label))
     if not store.has(name):
         model = open_model(store, task.source, task.blueprint)
         batches = [] if task.calibration is None else calibration_batches(task.calibration)
@@ -123,7 +130,7 @@ def keep_copy(task: CopyTask, report: Report) -> str:
         texts = {LAYOUT: packed.layout, CARD: made.card.to_dict()}
         tensors = dict(packed.tensors) | {key: _as_bytes(value) for key, value in texts.items()}
         store.put(task.lineage, tensors, environment=task.blueprint.environment)
-    report(Event("slice_done", task.member, values={"status": "trained"}))
+    report(Event("model_done", task.label, values={"status": "compressed"}))
     return name
 
 
@@ -134,7 +141,7 @@ def keep_scores(task: ScoreTask, report: Report) -> str:
         network = in_use(open_model(store, task.model, task.blueprint), task.blueprint)
         scores = score_inputs(network, task.inputs, task.blueprint)
         store.put(task.lineage, {"scores": torch.from_numpy(scores)}, environment=task.blueprint.environment)
-    report(Event("predicted", task.member, values={"examples": len(task.inputs)}))
+    report(Event("predicted", task.label, values={"examples": len(task.inputs)}))
     return name
 
 

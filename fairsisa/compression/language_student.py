@@ -28,6 +28,7 @@ from fairsisa.models.device import resolve_accelerator, resolve_precision
 from fairsisa.models.fitting import Tell, TellingLogger, fit_quietly
 from fairsisa.models.language import BlockData, LanguageModule, require_fit
 from fairsisa.models.network import Batch
+from fairsisa.models.training_state import TrainingState
 from fairsisa.settings import TrainerSettings, in_range
 
 
@@ -57,7 +58,7 @@ class LanguageStudent(LanguageModule):
 
     Soft targets and hard labels count where the batch has a target: at every token but a block's last, or at masked
     tokens; hidden states and attention maps at all tokens. The `teacher` network, if given, reads the same batch, in
-    evaluation mode and without a gradient.
+    evaluation mode and without a gradient. With `start` training goes on, as that of a LanguageModule does.
     """
 
     def __init__(
@@ -70,8 +71,9 @@ class LanguageStudent(LanguageModule):
         weights: DistillationWeights,
         teacher: nn.Module | None = None,
         layers: MatchedLayers = LAST_LAYERS,
+        start: TrainingState | None = None,
     ) -> None:
-        super().__init__(model, settings, schedule, seed=seed)
+        super().__init__(model, settings, schedule, seed=seed, start=start)
         self.weights = weights
         self.layers = layers
         self.teacher = None if teacher is None else teacher.eval().requires_grad_(False)
@@ -123,8 +125,7 @@ def distil_language_model(
         masking=plan.masking,
     )
     if isinstance(teacher, StoredLogits):
-        _require_enough(teacher, blocks, plan, num_epochs=data.plan[-1][0] + 1)
-        data.collate = partial(_collate_with_teacher, data.collate, teacher)
+        hear_stored(data, teacher, blocks, plan.weights, plan.masking)
     else:
         require_fit(teacher, blocks, plan.masking)
     settings = plan.trainer
@@ -154,13 +155,21 @@ def distil_language_model(
     return module.curve
 
 
-def _require_enough(stored: StoredLogits, blocks: Blocks, plan: LanguageDistillation, *, num_epochs: int) -> None:
-    if plan.weights.hidden > 0 or plan.weights.attention > 0:
+def hear_stored(
+    data: BlockData, stored: StoredLogits, blocks: Blocks, weights: DistillationWeights, masking: Masking | None
+) -> None:
+    """Add to each batch of `data` what was stored of the teacher, as `teacher`.
+
+    Raises:
+        ConfigError: when the weights need more than logits, or other blocks, masks or epochs were stored.
+    """
+    if weights.hidden > 0 or weights.attention > 0:
         raise ConfigError(
             "Stored teachers hold no hidden states and no attention maps: give the teacher itself, or set "
             "distillation.hidden=0 and distillation.attention=0."
         )
-    stored.require(blocks, plan.masking, num_epochs)
+    stored.require(blocks, masking, data.plan[-1][0] + 1)
+    data.collate = partial(_collate_with_teacher, data.collate, stored)
 
 
 def _collate_with_teacher(collate: Any, stored: StoredLogits, planned: tuple[int, np.ndarray]) -> Batch:

@@ -42,9 +42,9 @@ class LayerWeight:
 def weight_layers(model: nn.Module, *, include_head: bool = True, include_tied: bool = False) -> dict[str, LayerWeight]:
     """Return every `nn.Linear` and transformers `Conv1D` of `model` by dotted name, in the model's order.
 
-    The head is what `get_output_embeddings` returns and what stands under the name "classifier", "score" or "head". A head
-    whose weights are the input embedding's (see `tied_layers`) is left out unless `include_tied`: to change it is to
-    change the embedding.
+    The head is what `get_output_embeddings` returns and what stands under the name "classifier", "score" or "head".
+    A head whose weights are the input embedding's (see `tied_layers`) is left out unless `include_tied`: to change it
+    is to change the embedding.
 
     Raises:
         ConfigError: when no such layer is left (the message names the layer types found, and what was left out), or

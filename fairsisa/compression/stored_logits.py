@@ -97,8 +97,8 @@ def store_logits(
     if num_bytes > max_bytes:
         raise ConfigError(
             f"What the teacher says takes {num_bytes} bytes ({offsets[-1]} targets of {vocabulary} tokens), more than "
-            f"max_bytes={max_bytes}: give the teacher itself, which then runs beside the student; or use fewer blocks, "
-            "kept_as=float16, or a higher max_bytes."
+            f"max_bytes={max_bytes}: give the teacher itself, which then runs beside the student "
+            "(teacher_outputs=live); or use fewer blocks, kept_as=float16, or a higher max_bytes."
         )
     notes = {CORPUS: _digest(blocks, masking), EPOCHS: str(epochs)}
     with _appearing(path) as file:

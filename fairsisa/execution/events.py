@@ -11,7 +11,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Event:
-    """Something a task tells while it runs: `kind` is "slice_started", "metrics", "slice_done" or "predicted"."""
+    """Something a task tells while it runs.
+
+    `kind` is "slice_started", "metrics", "slice_done", "features_done" or "predicted"; of a student or
+    a compressed copy "model_started" and "model_done".
+    """
 
     kind: str
     constituent: str

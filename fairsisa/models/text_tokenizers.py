@@ -17,8 +17,15 @@ from fairsisa.models.base import folder_of, read_tokenizer
 MASK = "<mask>"
 ENCODER, MERGES = "encoder.json", "vocab.bpe"
 """The two files of GPT-2's tokenizer as OpenAI published it (Radford et al. 2019)."""
+FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", ENCODER)
+"""Of these, a folder that holds a tokenizer has at least one."""
 SMALLEST = 258
 """256 bytes, the end of a text and the mask."""
+
+
+def holds_tokenizer(folder: Path) -> bool:
+    """Return whether a model folder holds a tokenizer too."""
+    return any((folder / name).is_file() for name in FILES)
 
 
 def find_tokenizer(name: str, revision: str | None = None) -> Any:

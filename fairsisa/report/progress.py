@@ -14,7 +14,7 @@ from rich.text import Text
 from fairsisa.execution import Event, Report
 
 MARKS = {"waiting": ("·", "dim"), "running": ("▶", "yellow"), "trained": ("■", "green"), "reused": ("■", "cyan")}
-MARKS |= {"empty": ("□", "dim"), "dropped": ("▪", "dim")}
+MARKS |= {"empty": ("□", "dim"), "dropped": ("▪", "dim"), "compressed": ("■", "green")}
 
 
 @contextmanager
@@ -53,6 +53,9 @@ class _Board:
         elif event.kind == "predicted":
             if event.constituent in self.predicted:
                 self.predicted[event.constituent] += int(event.values["examples"])
+        elif event.kind == "model_started":  # a student or a copy, which no one announced
+            self.slices[event.constituent] = ["running"]
+            self.predicted.setdefault(event.constituent, 0)
         elif event.constituent in self.slices:
             status = {"slice_started": "running", "metrics": "running"}.get(event.kind) or str(event.values["status"])
             self.slices[event.constituent][event.slice] = status
@@ -90,6 +93,9 @@ def _line(event: Event, board: _Board) -> str:
     if event.kind == "slice_done":
         steps = f"{event.step} steps" if event.step else "no steps"
         return f"[{done}/{total}] {event.constituent} slice {event.slice}: {event.values['status']} ({steps})"
+    if event.kind == "model_done":
+        steps = f" ({event.step} steps)" if event.step else ""
+        return f"{event.constituent}: {event.values['status']}{steps}"
     if event.kind == "features_done":
         return f"features of {event.values['examples']} texts"
     if event.kind == "predicted":

@@ -11,7 +11,7 @@ from fairsisa.errors import ConfigError, DataError, StaleError
 from fairsisa.lineage import Lineage, slice_digest
 from fairsisa.runs.directory import Ensemble
 from fairsisa.runs.networks import Origin, checkpoint_of, compute_precision, spec_of
-from fairsisa.runs.students import WHOLE, student_blueprint, student_settings
+from fairsisa.runs.students import WHOLE, label_of, student_blueprint, student_settings
 from fairsisa.settings import (
     CalibrationSettings,
     CompressionSettings,
@@ -72,7 +72,7 @@ def make_copies(origin: Origin, chosen: tuple[CompressionSettings, CalibrationSe
             blueprint=copy_blueprint(origin, settings, member),
             steps=settings.steps,
             calibration=origin.read(model, lineage.examples) if lineage.examples else None,
-            member=member,
+            label=label_of(settings.chosen_name, member),
         )
         for member, lineage in plan_copies(origin, chosen).items()
         if not origin.store.has(lineage.name)

@@ -13,7 +13,7 @@ from fairsisa.runs.copies import DISTIL, copy_blueprint, make_copies, plan_copie
 from fairsisa.runs.directory import Descendant, Ensemble, Run
 from fairsisa.runs.fitting import claim_too
 from fairsisa.runs.networks import Origin
-from fairsisa.runs.students import make_students, plan_students, student_blueprint, student_settings
+from fairsisa.runs.students import label_of, make_students, plan_students, student_blueprint, student_settings
 from fairsisa.settings import (
     CalibrationSettings,
     CompressionSettings,
@@ -111,11 +111,11 @@ def make_descendant(origin: Origin, recipe: Recipe) -> Descendant:
     claim_too(origin.place.run, list(models.values()))
     recipe.make(origin)
     tasks = _score_tasks(origin, recipe, models)
-    claim_too(origin.place.run, [task.lineage.name for _, task in tasks])
-    names = origin.place.do(keep_scores, [task for _, task in tasks])
+    claim_too(origin.place.run, [task.lineage.name for _, _, task in tasks])
+    names = origin.place.do(keep_scores, [task for _, _, task in tasks])
     predictions: dict[str, dict[str, str]] = {split: {} for split in HELD_OUT}
-    for (split, task), name in zip(tasks, names, strict=True):
-        predictions[split][task.member] = name
+    for (split, member, _), name in zip(tasks, names, strict=True):
+        predictions[split][member] = name
     return replace(recipe.entry, models=models, predictions=predictions)
 
 
@@ -176,7 +176,7 @@ def _by_generation(before: Mapping[str, Descendant]) -> list[str]:
     return students + [name for name in before if name not in students]
 
 
-def _score_tasks(origin: Origin, recipe: Recipe, models: Mapping[str, str]) -> list[tuple[str, ScoreTask]]:
+def _score_tasks(origin: Origin, recipe: Recipe, models: Mapping[str, str]) -> list[tuple[str, str, ScoreTask]]:
     reads = recipe.model(origin)
     held_out = {split: origin.read(reads, ids) for split, ids in origin.assembly.held_out.items() if ids}
     blueprints = {member: recipe.blueprint(origin, member) for member in models}
@@ -194,5 +194,6 @@ def _score_tasks(origin: Origin, recipe: Recipe, models: Mapping[str, str]) -> l
                 settings={"version": SCORING_VERSION, "numerics": numerics},
             )
             store = origin.assembly.store
-            tasks.append((split, ScoreTask(store, model, lineage, blueprint, inputs, member)))
+            label = label_of(recipe.name, member)
+            tasks.append((split, member, ScoreTask(store, model, lineage, blueprint, inputs, label)))
     return tasks

@@ -54,13 +54,14 @@ def compress_folder(
     folder = folder_of(model, revision)
     if out.resolve() == folder.resolve():
         raise RunError(f"Expected out to be another folder than the model's own, {folder}: nothing was written.")
-    tokenizer = read_tokenizer(folder)
+    tokenizer, network = read_tokenizer(folder), load_model(folder)
     batches, digest = list[Batch](), None
     if any(step.method in CALIBRATED for step in steps):
         blocks, chosen = calibration_blocks(tokenizer, calibration, places)
+        _require_room(network, calibration)
         batches = [_batch(blocks, row) for row in chosen]
         digest = slice_digest([str(row) for row in chosen], [_digest_of_block(blocks, row) for row in chosen])
-    made = compress(load_model(folder), steps, batches, parents=(digest_of(folder),), calibration_digest=digest)
+    made = compress(network, steps, batches, parents=(digest_of(folder),), calibration_digest=digest)
     save_compressed(made, out, tokenizer)
     return made.card
 
@@ -81,6 +82,15 @@ def calibration_blocks(
     whole = np.flatnonzero(blocks.lengths == calibration.block_length)
     order = np.random.Generator(np.random.PCG64(calibration.seed)).permutation(whole)
     return blocks, tuple(int(row) for row in order[: calibration.num_examples])
+
+
+def _require_room(network: Any, calibration: CalibrationSettings) -> None:
+    longest = getattr(network.config, "max_position_embeddings", None)
+    if longest is not None and calibration.block_length > longest:
+        raise ConfigError(
+            f"Expected calibration.block_length of at most {longest}, which is all that the model reads at once, got "
+            f"{calibration.block_length}."
+        )
 
 
 def _batch(blocks: Blocks, row: int) -> Batch:

@@ -29,7 +29,7 @@ from fairsisa.fairness.intervals import Bootstrap, summarise, weight_chunks
 from fairsisa.models.base import WEIGHTS, is_bidirectional
 from fairsisa.models.device import resolve_accelerator
 from fairsisa.models.perplexity import BlockLosses, block_losses, exponential
-from fairsisa.models.text_tokenizers import ENCODER, end_of, find_tokenizer
+from fairsisa.models.text_tokenizers import end_of, find_tokenizer, holds_tokenizer
 from fairsisa.report.perplexity import PERPLEXITIES, PerplexityReport, write_perplexity
 from fairsisa.runs.directory import Run
 from fairsisa.runs.pretrained import CHECKPOINTS, STEP, Pretrained
@@ -38,7 +38,6 @@ from fairsisa.settings import PathSettings, PerplexitySettings, plain
 from fairsisa.store.durable import explained
 
 BLOCK_LENGTH, MASK_SHARE = 256, 0.15
-TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json", "vocab.txt", ENCODER)
 Progress = Callable[[str, int, int], None]
 """Told what is measured next, how many are done, and how many there are."""
 
@@ -192,7 +191,7 @@ def _rows(measuring: _Measuring, name: str, folder: Path) -> Iterator[dict[str, 
 
 
 def _tokenizer_of(folder: Path, settings: PerplexitySettings) -> Any:
-    if any((folder / name).is_file() for name in TOKENIZER_FILES):
+    if holds_tokenizer(folder):
         return find_tokenizer(str(folder))
     if settings.tokenizer is None:
         raise ModelError(f"{folder} holds no tokenizer: set tokenizer=..., such as the folder that it was made from.")

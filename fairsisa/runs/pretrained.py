@@ -19,6 +19,8 @@ from fairsisa.settings import PretrainingSettings, TrainerSettings, plain, setti
 from fairsisa.store.durable import PARTIAL, explained, make_folder, publish, write_durably
 
 PRETRAINING, CHECKPOINTS, TOKENIZER, STATE = "pretraining.yaml", "checkpoints", "tokenizer", "training.safetensors"
+TEACHER = "teacher.safetensors"
+PARTS = ("settings", "trainer", "digests")
 STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -79,15 +81,17 @@ class Pretrained:
         settings: PretrainingSettings,
         trainer: TrainerSettings,
         *,
-        text_digest: str,
+        digests: Mapping[str, str],
         environment: Mapping[str, Any],
     ) -> None:
         """Write down what is asked for, or make sure that it is what was asked for before.
 
+        `digests` are those of all that is read, by the setting that names it: the corpus, a teacher.
+
         Raises:
             RunError: when the directory holds another pretraining; the message names the first difference.
         """
-        asked = {"settings": plain(settings), "trainer": plain(trainer), "corpus_digest": text_digest}
+        asked = {"settings": plain(settings), "trainer": plain(trainer), "digests": dict(digests)}
         if self.exists:
             self._require_same(asked)
             return
@@ -109,9 +113,7 @@ class Pretrained:
             write_durably(self.path(name), text.encode())
 
     def _require_same(self, asked: Mapping[str, Any]) -> None:
-        before = self._record()
-        if before["corpus_digest"] != asked["corpus_digest"]:
-            raise RunError(f"The corpus of {self.directory} has changed since it began: choose another run=.")
+        before = self._record() | {"settings": plain(self.settings)}
         for part in ("settings", "trainer"):
             for name, value in asked[part].items():
                 if before[part].get(name) != value:
@@ -120,6 +122,9 @@ class Pretrained:
                         f"{self.directory} holds a pretraining with {shown}={before[part].get(name)}, but {value} was "
                         "asked for: choose another run=, or ask for the same."
                     )
+        for name, digest in asked["digests"].items():
+            if before["digests"].get(name) != digest:
+                raise RunError(f"The {name} of {self.directory} has changed since it began: choose another run=.")
 
     def _record(self) -> dict[str, Any]:
         path = self.path(PRETRAINING)
@@ -127,4 +132,4 @@ class Pretrained:
             raise RunError(f"{self.directory} holds no pretraining: run `fairsisa pretrain run={self.directory} ...`.")
         with intact(path):
             record = dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-            return {name: record[name] for name in ("settings", "trainer", "corpus_digest")}
+            return {name: record[name] for name in PARTS}

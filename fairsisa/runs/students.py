@@ -92,7 +92,7 @@ def make_students(origin: Origin, settings: DistillationSettings) -> None:
             lineage=lineages[lesson.member],
             blueprint=student_blueprint(origin, settings, lesson.member),
             student=_student_task(origin, settings, lesson),
-            member=lesson.member,
+            label=label_of(settings.chosen_name, lesson.member),
         )
         for lesson in lacking
     ]
@@ -105,6 +105,11 @@ def student_blueprint(origin: Origin, settings: DistillationSettings, member: st
     spec = _student_spec(origin, student, member)
     precision = compute_precision(trainer, student)
     return Blueprint(spec, settings.num_layers, settings.keep, precision, trainer.accelerator, trainer.threads)
+
+
+def label_of(name: str, member: str) -> str:
+    """Return what progress calls one model of a descendant."""
+    return name if member == WHOLE else f"{name} {member}"
 
 
 def student_settings(run: RunSettings, settings: DistillationSettings) -> tuple[ModelSettings, TrainerSettings]:
@@ -196,7 +201,7 @@ def _student_task(origin: Origin, settings: DistillationSettings, lesson: Lesson
         pad_id=0 if tokenizer is None else int(tokenizer.pad_token_id),
         seed=derive_seed(origin.place.settings.seed, "student", lesson.member),
         teacher=teacher,
-        member=lesson.member,
+        member=label_of(settings.chosen_name, lesson.member),
     )
 
 
@@ -215,7 +220,7 @@ def _targets(origin: Origin, settings: DistillationSettings, lesson: Lesson) -> 
         targets = np.eye(len(classes))[shares.argmax(axis=1)]
     else:
         targets = predictions.scores.mean(axis=1, dtype=np.float64)
-    return targets[lesson.used].astype(np.float32)
+    return np.asarray(targets[lesson.used], dtype=np.float32)
 
 
 def _one_teacher(lesson: Lesson) -> Chain:

@@ -8,31 +8,35 @@ from typing import Any
 
 from fairsisa.errors import ConfigError
 from fairsisa.settings.checks import in_range
+from fairsisa.settings.teaching import TeachingSettings
 from fairsisa.settings.training import TrainerSettings
 
 SMALLEST_VOCABULARY = 258
+USUAL_ARCHITECTURE = "gpt2"
 UNREAD = ("max_epochs", "budget", "slice_epochs", "optimizer_state")
 """What a trainer is told about slices and epochs: pretraining has neither."""
 
 
 @dataclass(frozen=True)
-class PretrainingSettings:
+class PretrainingSettings(TeachingSettings):
     """Which language model is trained, on which text, for how long, and which checkpoints are kept.
 
     `corpus` and each of `held_out` is a name or a path, as `data.texts.find_text` takes it. A model of `architecture`
     (a Hugging Face model type: "gpt2", "llama", "gpt_neox" for Pythia, "bert", ...) and `shape` (its config values)
-    begins with random weights drawn from `seed`; with `start`, a folder or hub id, training goes on from that model.
-    `tokenizer` is a folder or hub id; None means that of `start`, or a byte-level BPE of `vocab_size` tokens trained
-    on the corpus. The text is cut into blocks of `block_length` tokens; a masked model guesses `mask_share` of them.
-    Checkpoints are kept after each of `checkpoint_steps` (0 is the start), or without these at `num_checkpoints`
-    evenly spaced steps; after the last step always.
+    begins with random weights drawn from `seed`; with `start`, a folder or hub id, training goes on from that model,
+    and with `keep_zeros` its weights that are zero stay zero. Without either it is a "gpt2", unless a teacher says
+    otherwise (`num_layers`). `tokenizer` is a folder or hub id; None means that of `teacher` or `start`, or a
+    byte-level BPE of `vocab_size` tokens trained on the corpus. The text is cut into blocks of `block_length` tokens;
+    a masked model guesses `mask_share` of them. Checkpoints are kept after each of `checkpoint_steps` (0 is the
+    start), or without these at `num_checkpoints` evenly spaced steps; after the last step always.
     """
 
     corpus: str = "tinystories_train"
     held_out: tuple[str, ...] = ("tinystories_held_out",)
-    architecture: str | None = "gpt2"
+    architecture: str | None = None
     shape: Mapping[str, Any] = field(default_factory=dict)
     start: str | None = None
+    keep_zeros: bool = False
     tokenizer: str | None = None
     vocab_size: int = 2048
     block_length: int = 128
@@ -43,6 +47,7 @@ class PretrainingSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         in_range("vocab_size", self.vocab_size, low=SMALLEST_VOCABULARY)
         in_range("block_length", self.block_length, low=2)
         in_range("num_steps", self.num_steps, low=1)
@@ -51,16 +56,34 @@ class PretrainingSettings:
         in_range("seed", self.seed, low=0, high=2**63 - 1)
         for step in self.checkpoint_steps:
             in_range("checkpoint_steps", step, low=0, high=self.num_steps)
-        if (self.start is None) == (self.architecture is None):
-            raise ConfigError("Set architecture=... for a new model, or architecture=null and start=..., to go on.")
-        if self.start is not None and self.shape:
-            raise ConfigError(f"start={self.start} has its shape already: leave out shape, or train a new model.")
+        self._check_beginning()
+
+    @property
+    def new_architecture(self) -> str | None:
+        """The architecture of a model that begins with random weights; None when it begins with others."""
+        if self.start is not None or self.num_layers is not None:
+            return None
+        return USUAL_ARCHITECTURE if self.architecture is None else self.architecture
 
     @property
     def kept_steps(self) -> tuple[int, ...]:
         """The steps after which a checkpoint is kept, ascending; the last is `num_steps`."""
         spaced = {max(1, self.num_steps * part // self.num_checkpoints) for part in range(1, self.num_checkpoints + 1)}
         return tuple(sorted({*(self.checkpoint_steps or spaced), self.num_steps}))
+
+    def _check_beginning(self) -> None:
+        given = [name for name in ("architecture", "start", "num_layers") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ConfigError(
+                f"{' and '.join(given)} each say how the model begins: keep one (architecture=... for random weights, "
+                "start=... to go on from a model, num_layers=... for layers of the teacher)."
+            )
+        if self.teacher is not None and not given:
+            raise ConfigError("Set num_layers=..., start=... or architecture=...: how does the student begin?")
+        if self.shape and self.new_architecture is None:
+            raise ConfigError(f"{given[0]}={getattr(self, given[0])} has its shape already: leave out shape.")
+        if self.keep_zeros and self.start is None:
+            raise ConfigError("keep_zeros=true needs start=<a pruned model>, whose zeros are to stay.")
 
 
 @dataclass(frozen=True)
