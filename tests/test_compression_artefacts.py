@@ -162,7 +162,8 @@ def test_what_is_kept_already_is_not_made_again(sources, monkeypatch):
     monkeypatch.setattr(artefacts, "compress", refuse)
     heard: list[Event] = []
     assert keep_copy(task, heard.append) == name == task.lineage.name
-    assert [(event.constituent, event.values["status"]) for event in heard] == [("shard-0", "trained")]
+    told = [(event.kind, event.constituent) for event in heard]
+    assert told == [("model_started", "shard-0"), ("model_done", "shard-0")]
 
 
 def test_the_same_task_gives_the_same_bytes(sources, tmp_path):

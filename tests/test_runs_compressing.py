@@ -321,6 +321,7 @@ def test_copies_that_do_not_fit_are_refused_and_leave_the_run_as_it_was(rows, st
     assert rows.path("ensemble.json").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_bits_of_one(text_runs, tmp_path):
     recipe = Recipe(compress=(CompressionSettings(("wanda_2to4", "int8_dynamic"), name="both"), FEW))
     found = []

@@ -39,6 +39,7 @@ warnings.simplefilter("ignore")
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
+from fairsisa.compression import language_student, stored_logits
 from fairsisa.models import language, step_checkpoints
 from fairsisa.runs import pretrained
 from fairsisa.runs.pretraining import pretrain
@@ -55,6 +56,8 @@ def run(settings, folder, fault=None):
 def install(place, count):
     module, name = {
         "step": (language, "summed_loss"),
+        "taught step": (language_student, "distillation_loss"),
+        "teacher": (stored_logits, "publish"),
         "weights": (language, "publish"),
         "state": (step_checkpoints, "write_training_state"),
         "tokenizer": (pretrained, "publish"),
@@ -157,6 +160,13 @@ def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bits(texts, tmp_path)
     settings = {name: vars(asked(texts, name)) | {"checkpoint_steps": [4, 6]} for name in ("gpt2", "bert")}
     faults = {"gpt2": [("tokenizer", 0), ("step", 2), ("weights", 0), ("state", 0), ("step", 5), ("state", 1)]}
     faults["bert"] = [("step", 5), ("step", 1)]
+    trained(asked(texts), tmp_path / "teacher")
+    teacher = str(tmp_path / "teacher" / "checkpoints" / "step-000009")
+    taught = {"checkpoint_steps": [4, 6], "teacher": teacher, "num_layers": 1}
+    settings["live"] = vars(asked(texts, None, **taught, soft=2.0, hard=1.0, hidden=0.5, attention=0.5))
+    settings["stored"] = vars(asked(texts, None, **taught, teacher_outputs="stored"))
+    faults["live"] = [("taught step", 5), ("weights", 0)]
+    faults["stored"] = [("teacher", 0), ("taught step", 5)]
     given = {"settings": settings, "trainer": vars(TRAINER), "faults": faults}
     done = subprocess.run(
         [sys.executable, "-c", DRIVER, str(tmp_path), json.dumps(given)], capture_output=True, text=True, check=False
