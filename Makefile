@@ -27,6 +27,7 @@ bench: $(VENV)/installed ## the benchmark tables of docs/performance.md
 	$(BIN)/python scripts/bench_training.py
 	$(BIN)/python scripts/bench_unlearning.py
 	$(BIN)/python scripts/bench_fairness.py
+	$(BIN)/python scripts/bench_compression.py
 
 soak: $(VENV)/installed ## unlearn under 200 random kills, and compare with training from scratch
 	$(BIN)/python scripts/soak.py --kills 200 --seed 0

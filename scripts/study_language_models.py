@@ -17,7 +17,7 @@ import shutil
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -151,7 +151,7 @@ class Study:
         return [find_text(str(path), cache=self.root / "cache") for path in paths]
 
     def calibration(self) -> CalibrationSettings:
-        """Return what Wanda is calibrated on: some of the text that the model was trained on."""
+        """Return what Wanda is calibrated on: blocks of the text that the model was trained on."""
         path = self.text("calibration", dict.fromkeys(self.sizes.training, 30))
         return CalibrationSettings(
             num_examples=self.sizes.num_calibrating, corpus=str(path), block_length=self.sizes.block_length
@@ -180,7 +180,7 @@ def train(study: Study) -> None:
 
 
 def _trainer(sizes: Sizes) -> TrainerSettings:
-    return TrainerSettings(**{**vars(TRAINER), "batch_size": sizes.batch_size, "log_every_n_steps": 20})
+    return replace(TRAINER, batch_size=sizes.batch_size, log_every_n_steps=20)
 
 
 def _tell_loss(step: int, metrics: Mapping[str, float]) -> None:
@@ -289,7 +289,8 @@ def stories(study: Study) -> Iterator[str]:
     if not plain.is_dir():
         convert_llama2c(source / "stories260K.bin", source / "tok512.bin", plain)
     folders = {"as published": plain}
-    within = Study(root, study.data, study.sizes)
+    own_text: Mapping[str, int | None] = {"tinystories_train": None}  # to calibrate on what it was trained on
+    within = Study(root, study.data, replace(study.sizes, training=own_text))
     for name, steps in STORIES.items():
         try:
             folders[name] = _compressed(within, plain, name, steps)
@@ -357,7 +358,7 @@ def main() -> None:
     torch.set_num_threads(1)
     sizes = QUICK if options.quick else Sizes()
     if options.steps is not None:
-        sizes = Sizes(**{**vars(sizes), "num_steps": options.steps})
+        sizes = replace(sizes, num_steps=options.steps)
     run(Study(options.root, options.data, sizes), options.workers or default_workers("cpu", 1))
 
 

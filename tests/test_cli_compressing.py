@@ -210,7 +210,7 @@ def test_a_model_folder_is_pruned_and_quantised(command, models, tmp_path):
         ),
         ("prune", "Set run=... to compress a run's models, or folder=... and out=..."),
         ("quantise run=x folder=y", "Set run=... to compress a run's models, or folder=... and out=..."),
-        ("compress run=x", "Set compression=[...] to one step or more, such as [wanda_2to4,int8_dynamic]."),
+        ("compress run=x", "Set compression=[...] to one step or more, such as [wanda_2to4,int8_dynamic];"),
         ("compress folder=x out=y", "Expected at least one step of compression."),
         ("compress folder=x compression=[random]", "Set out=... to the folder that the compressed model goes to."),
         ("prune folder=x out=y remove=true", "remove=true takes copies out of a run"),

@@ -104,9 +104,10 @@ def check_models(study: Any) -> None:
 def test_stories260k_still_tells_stories_when_smaller(tmp_path, data_root):
     study = script.Study(tmp_path, data_root, replace(script.QUICK, num_told=20))
     lines = list(script.stories(study))
-    openings = [line for line in lines if ": Once upon a time" in line]
-    assert len(openings) == 1 + len(script.STORIES)
-    assert openings[0].startswith("- as published: Once upon a time, there was a little girl named Lily")
+    openings = dict(line.removeprefix("- ").split(": ", 1) for line in lines if line.startswith("- "))
+    assert [*openings] == ["as published", *script.STORIES]
+    for name in ("as published", "int8_dynamic", "torchao int8", "4 bits"):
+        assert openings[name].startswith("Once upon a time, there was a little girl named Lily")
     table = pd.read_csv(tmp_path / "stories260K.csv")
     assert 4 < table["perplexity"].iloc[0] < 5
     assert (table["difference"].iloc[1:] > 0).all()

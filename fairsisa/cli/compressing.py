@@ -79,7 +79,10 @@ def _compress(config: Config, steps: Sequence[Any]) -> None:
         _compress_folder(config, settings.steps, calibration)
         return
     if not steps and not (flag(config, "remove") and config["name"] is not None):
-        raise ConfigError("Set compression=[...] to one step or more, such as [wanda_2to4,int8_dynamic].")
+        raise ConfigError(
+            "Set compression=[...] to one step or more, such as [wanda_2to4,int8_dynamic]; with remove=true, name=... "
+            "will do."
+        )
     _descend(config, Recipe(compress=(settings, calibration)))
 
 

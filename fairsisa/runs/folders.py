@@ -15,7 +15,7 @@ from fairsisa.compression.compressing import compress
 from fairsisa.compression.folders import load_model, save_compressed
 from fairsisa.data.corpus_blocks import Blocks, encode_blocks
 from fairsisa.data.texts import find_text
-from fairsisa.errors import ConfigError, RunError
+from fairsisa.errors import ConfigError, DataError, RunError
 from fairsisa.lineage import slice_digest
 from fairsisa.models.base import digest_of, folder_of, read_tokenizer
 from fairsisa.models.network import Batch
@@ -57,8 +57,8 @@ def compress_folder(
     tokenizer, network = read_tokenizer(folder), load_model(folder)
     batches, digest = list[Batch](), None
     if any(step.method in CALIBRATED for step in steps):
-        blocks, chosen = calibration_blocks(tokenizer, calibration, places)
         _require_room(network, calibration)
+        blocks, chosen = calibration_blocks(tokenizer, calibration, places)
         batches = [_batch(blocks, row) for row in chosen]
         digest = slice_digest([str(row) for row in chosen], [_digest_of_block(blocks, row) for row in chosen])
     made = compress(network, steps, batches, parents=(digest_of(folder),), calibration_digest=digest)
@@ -73,13 +73,18 @@ def calibration_blocks(
 
     Raises:
         ConfigError: when no corpus is named.
-        DataError: when it cannot be had.
+        DataError: when it cannot be had, or is shorter than a block.
     """
     if calibration.corpus is None:
         raise ConfigError("Set calibration.corpus to the text to calibrate on, such as wikitext2_validation or a path.")
     documents = find_text(calibration.corpus, root=places.root, cache=places.cache).documents
     blocks = encode_blocks(documents, tokenizer, length=calibration.block_length, end_id=end_of(tokenizer))
     whole = np.flatnonzero(blocks.lengths == calibration.block_length)
+    if not len(whole):
+        raise DataError(
+            f"Expected {calibration.corpus} to fill a block of {calibration.block_length} tokens, got "
+            f"{len(blocks.tokens)} tokens in all: set calibration.block_length lower, or name a longer text."
+        )
     order = np.random.Generator(np.random.PCG64(calibration.seed)).permutation(whole)
     return blocks, tuple(int(row) for row in order[: calibration.num_examples])
 

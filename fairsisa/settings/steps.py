@@ -92,15 +92,20 @@ class Step:
 
     @property
     def label(self) -> str:
-        """The step in a few letters, such as "wanda 2:4" or "int8_dynamic"."""
+        """The step in a few words, such as "wanda 2:4" or "int8_dynamic"; of what is usual, nothing."""
+        usual = self.method in QUANTISING
         parts: dict[str, str] = {
-            "sparsity": "" if self.sparsity is None or self.pattern else f"{self.sparsity:.0%}",
+            "sparsity": "" if self.sparsity is None or self.pattern else f"{100 * self.sparsity:g}%",
             "pattern": self.pattern or "",
             "pool": "over the model" if self.pool == ALL_WEIGHTS else "",
             "num_layers": f"to {self.num_layers}",
             "bits": f"{self.bits} bits",
             "scheme": self.scheme or "",
             "group_size": f"in groups of {self.group_size}" if self.group_size else "",
+            "seed": f"seed {self.seed}" if self.seed else "",
+            "keep": self.keep or "" if self.keep != "alternate" else "",
+            "symmetric": "asymmetric" if self.symmetric is False else "",
+            "include_head": "" if self.include_head == usual else "with head" if self.include_head else "without head",
         }
         chosen = [parts[name] for name in TAKES[self.method] if parts.get(name)]
         return " ".join([self.method, *chosen])
