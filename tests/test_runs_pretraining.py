@@ -156,25 +156,33 @@ def test_each_shape_is_trained_and_measured_where_checkpoints_were_asked_for(arc
     }
 
 
-def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bits(texts, tmp_path):
-    settings = {name: vars(asked(texts, name)) | {"checkpoint_steps": [4, 6]} for name in ("gpt2", "bert")}
-    faults = {"gpt2": [("tokenizer", 0), ("step", 2), ("weights", 0), ("state", 0), ("step", 5), ("state", 1)]}
-    faults["bert"] = [("step", 5), ("step", 1)]
-    trained(asked(texts), tmp_path / "teacher")
-    teacher = str(tmp_path / "teacher" / "checkpoints" / "step-000009")
-    taught = {"checkpoint_steps": [4, 6], "teacher": teacher, "num_layers": 1}
-    settings["live"] = vars(asked(texts, None, **taught, soft=2.0, hard=1.0, hidden=0.5, attention=0.5))
-    settings["stored"] = vars(asked(texts, None, **taught, teacher_outputs="stored"))
-    faults["live"] = [("taught step", 5), ("weights", 0)]
-    faults["stored"] = [("teacher", 0), ("taught step", 5)]
+def require_same_end(settings: dict[str, dict[str, Any]], faults: dict[str, list[tuple[str, int]]], root: Path) -> None:
+    """Train each in a process that is killed at its faults and begun again, and once more in one go."""
     given = {"settings": settings, "trainer": vars(TRAINER), "faults": faults}
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, str(tmp_path), json.dumps(given)], capture_output=True, text=True, check=False
+        [sys.executable, "-c", DRIVER, str(root), json.dumps(given)], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, done.stderr
     for name, told in json.loads(done.stdout.splitlines()[-1]).items():
         assert told["statuses"] == [-9] * len(faults[name])
         assert told["broken"] == told["whole"]
+
+
+def test_killed_anywhere_it_goes_on_and_ends_with_the_same_bits(texts, tmp_path):
+    settings = {name: vars(asked(texts, name)) | {"checkpoint_steps": [4, 6]} for name in ("gpt2", "bert")}
+    faults = {"gpt2": [("tokenizer", 0), ("step", 2), ("weights", 0), ("state", 0), ("step", 5), ("state", 1)]}
+    faults["bert"] = [("step", 5), ("step", 1)]
+    require_same_end(settings, faults, tmp_path)
+
+
+def test_a_student_that_is_killed_ends_with_the_same_bits(texts, tmp_path):
+    trained(asked(texts), tmp_path / "teacher")
+    teacher = str(tmp_path / "teacher" / "checkpoints" / "step-000009")
+    taught = {"checkpoint_steps": [4, 6], "teacher": teacher, "num_layers": 1}
+    settings = {"live": vars(asked(texts, None, **taught, soft=2.0, hard=1.0, hidden=0.5, attention=0.5))}
+    settings["stored"] = vars(asked(texts, None, **taught, teacher_outputs="stored"))
+    faults = {"live": [("taught step", 5), ("weights", 0)], "stored": [("teacher", 0), ("taught step", 5)]}
+    require_same_end(settings, faults, tmp_path)
 
 
 def test_the_same_command_again_changes_nothing(texts, tmp_path):

@@ -16,6 +16,7 @@ from fairsisa.runs.compressing import descend_run, remove_descendant
 from fairsisa.runs.descendants import LOST, OUTDATED, REBUILDING, Recipe, recipe_of
 from fairsisa.runs.directory import DEGRADED, Descendant, Run
 from fairsisa.runs.doctor import examine
+from fairsisa.runs.networks import origin_of
 from fairsisa.runs.postprocessing import postprocess_run
 from fairsisa.runs.training import train_run
 from fairsisa.settings import (
@@ -311,6 +312,26 @@ def test_added_examples_reach_the_students(run):
     assert of(run, "mean").models != before
     rows = run.store.manifest(run.store.manifest(of(run, "mean").models["student"]).lineage.parents[0]).lineage.examples
     assert set(frame["example_id"]) <= set(rows)
+
+
+OTHER = {"max_epochs": 2.0, "batch_size": 8, "learning_rate": 1e-3, "weight_decay": 0.1, "warmup": 0.5} | {
+    "schedule": "constant",
+    "gradient_clip": None,
+    "threads": 2,
+}
+
+
+def test_a_name_covers_what_training_a_student_reads(original):
+    def name(**changes: Any) -> str:
+        settings = replace(RECIPES["mean"].student, **changes)
+        return Recipe(distil=settings).plan(origin_of(original, HERE, silent))["student"].name
+
+    same = name()
+    others = [name(trainer={**QUICK, key: value}) for key, value in OTHER.items()]
+    others += [name(**{key: 0.5}) for key in ("soft", "hard", "temperature")]
+    others += [name(model={"kind": "mlp", "hidden": [4]}), name(teacher="majority_vote"), name(teacher="shard-0")]
+    assert len({same, *others}) == len(others) + 1
+    assert same == name(name="other", when_outdated="stale", trainer={**QUICK, "log_every_n_steps": 3})
 
 
 def test_a_recipe_reads_back_from_the_pointer(run):

@@ -37,8 +37,8 @@ DISTILLATION_VERSION = 1
 WHOLE = "student"
 """The one member of a student of the whole ensemble."""
 FAIR, MAJORITY, MEAN = "fair", "majority_vote", "mean_score"
-UNLOGGED = ("log_every_n_steps", "budget", "slice_epochs", "schedule", "optimizer_state")
-"""What of a trainer's settings changes no bit of a student, which has one slice."""
+UNREAD = ("log_every_n_steps", "budget", "slice_epochs", "optimizer_state")
+"""What of a trainer's settings changes no bit of a student, which has no slices."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +167,7 @@ def _lineage(origin: Origin, settings: DistillationSettings, lesson: Lesson) -> 
             )
         parents += (checkpoint_of(_one_teacher(lesson)),)
     own = {key: value for key, value in plain(settings).items() if key not in ("name", "when_outdated")}
-    kept = {key: value for key, value in plain(trainer).items() if key not in UNLOGGED}
+    kept = {key: value for key, value in plain(trainer).items() if key not in UNREAD}
     return Lineage(
         kind=STUDENT,
         parents=tuple(dict.fromkeys(parents)),
