@@ -8,7 +8,7 @@ from typing import Any
 
 from fairsisa.cli.printing import say
 from fairsisa.cli.reading import execution_of, flag, paths_of, request_of, unlearning_of
-from fairsisa.cli.verbs import progress, show_postprocessors, show_report
+from fairsisa.cli.verbs import progress, show_descendants, show_report
 from fairsisa.runs.adding import add_examples, load_more
 from fairsisa.runs.directory import Run
 from fairsisa.runs.requests import keys_folder
@@ -61,7 +61,7 @@ def add(config: Config, overrides: Sequence[str]) -> None:
             evaluate=flag(config, "evaluate"),
         )
     say(f"{len(new):,} new examples; the run has {run.num_slices} slices in every shard.")
-    show_postprocessors(run)
+    show_descendants(run)
     if report is not None:
         show_report(report, run)
 
@@ -72,6 +72,6 @@ def _show_outcome(outcome: Outcome, run: Run) -> None:
     for path in outcome.certificates:
         say(f"certificate: {path.with_suffix('.html')}")
     if outcome.certificates:
-        show_postprocessors(run)
+        show_descendants(run)
     if outcome.report is not None:
         show_report(outcome.report, run)

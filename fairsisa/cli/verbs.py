@@ -67,7 +67,7 @@ def train(config: Config, overrides: Sequence[str]) -> None:
         )
         report = evaluate_run(run, execution=execution, on_event=on_event)
         log_result(loggers, run.ensemble, report)
-    show_postprocessors(run)
+    show_descendants(run)
     show_report(report, run)
 
 
@@ -121,13 +121,19 @@ def show_report(report: RunReport, run: Run) -> None:
     say(f"report: {run.path('report.html')}")
 
 
-def show_postprocessors(run: Run) -> None:
-    """Print which post-processors a run serves, and which it had to take out of service, with the reason."""
+def show_descendants(run: Run) -> None:
+    """Print what a run serves beside its constituents, and what it had to take out of service, with the reason."""
     for name, entry in run.pointer.postprocessors.items():
         if entry["artefact"] is None:
             say(f"post-processor {name} is out of service, {entry['reason']}")
         else:
             say(f"post-processor {name} is fitted on the votes that are served")
+    for name, made in run.pointer.descendants.items():
+        kind = "student" if made.verb == "distil" else "compressed copy"
+        if made.models:
+            say(f"{kind} {name} is in step with what is served")
+        else:
+            say(f"{kind} {name} is out of service, {made.reason}")
 
 
 def progress(settings: RunSettings, num_slices: int | None = None) -> AbstractContextManager[Report]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.ao.nn.quantized import dynamic
 
+from fairsisa.compression.quantising import quiet_about_deprecation
 from fairsisa.errors import ModelError
 
 
@@ -46,9 +47,10 @@ def give(model: nn.Module, name: str, tensors: Mapping[str, Tensor], description
     # Both are untyped in torch.
     make: Any = torch._make_per_tensor_quantized_tensor
     kind: Any = dynamic.Linear
-    weight = make(values, tensors["scale"].item(), int(tensors["zero_point"].item()))
-    layer = kind(values.shape[1], values.shape[0], bias_=bias is not None, dtype=torch.qint8)
-    layer.set_weight_bias(weight, bias)
+    with quiet_about_deprecation():
+        weight = make(values, tensors["scale"].item(), int(tensors["zero_point"].item()))
+        layer = kind(values.shape[1], values.shape[0], bias_=bias is not None, dtype=torch.qint8)
+        layer.set_weight_bias(weight, bias)
     model.set_submodule(name, layer.eval())
 
 

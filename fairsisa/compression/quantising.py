@@ -99,7 +99,7 @@ def quantise_dynamic_int8(model: nn.Module, *, include_head: bool = True) -> nn.
     wanted = {nn.Linear} if include_head else set(weight_layers(model, include_head=False, include_tied=True))
     # Untyped in torch; looked up at the call, as torch may take it away.
     quantise: Any = torch.ao.quantization.quantize_dynamic
-    with _quiet_about_deprecation():
+    with quiet_about_deprecation():
         quantised: nn.Module = quantise(model, wanted, dtype=torch.qint8)
     return quantised
 
@@ -191,7 +191,7 @@ def _listed(names: list[str]) -> str:
 
 
 @contextmanager
-def _quiet_about_deprecation() -> Iterator[None]:
+def quiet_about_deprecation() -> Iterator[None]:
     """Silence the two notices of torch that eager-mode quantisation will go; whatever else it says is heard."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"torch\.ao\.quantization is deprecated", DeprecationWarning)
@@ -200,6 +200,6 @@ def _quiet_about_deprecation() -> Iterator[None]:
 
 
 def _packed(module: quantized.Linear) -> tuple[Tensor, Tensor | None]:
-    with _quiet_about_deprecation():
+    with quiet_about_deprecation():
         packed: Any = module
         return packed.weight(), packed.bias()
