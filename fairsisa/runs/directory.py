@@ -165,12 +165,15 @@ class Run:
         path = self._require(ENSEMBLE)
         with intact(path):
             values = json.loads(path.read_text(encoding="utf-8"))
-            checkpoints, baselines = (
-                {name: tuple(steps) for name, steps in values[key].items()} for key in ("checkpoints", "baselines")
-            )
-            rest = {key: values[key] for key in ("predictions", "status", "generation", "tables")}
-            rest["descendants"] = {name: Descendant(**made) for name, made in values.get("descendants", {}).items()}
-            return Ensemble(checkpoints, baselines, **rest, postprocessors=values.get("postprocessors", {}))
+            digest = values.pop("digest", None)
+            if digest not in (None, _digest(values)):
+                raise ValueError("its contents are not those of its digest")
+            for key in ("checkpoints", "baselines"):
+                values[key] = {name: tuple(steps) for name, steps in values[key].items()}
+            # Runs of earlier versions have neither these nor a digest; a key that no field has is damage, and an error.
+            made = values.setdefault("descendants", {})
+            values["descendants"] = {name: Descendant(**entry) for name, entry in made.items()}
+            return Ensemble(**values)
 
     @property
     def environment(self) -> dict[str, Any]:
@@ -231,7 +234,8 @@ class Run:
             self._write_table("partition", number, partial(_write_partition, partition))
             digests = {name: file_digest(self.table(name, number)) for name in ("examples", "partition")}
         ensemble = replace(ensemble, generation=number, tables=dict(digests))
-        self.write(ENSEMBLE, json.dumps(asdict(ensemble), indent=1))
+        values = asdict(ensemble)
+        self.write(ENSEMBLE, json.dumps(values | {"digest": _digest(values)}, indent=1))
         return ensemble
 
     def mend(self) -> None:
@@ -321,8 +325,8 @@ def intact(path: Path) -> Iterator[None]:
         raise RunError(f"{path} is damaged ({error}): restore it from a backup.") from error
 
 
-def _digest(settings: Mapping[str, Any]) -> str:
-    return hashlib.sha256(canonical_json(settings, "settings")).hexdigest()
+def _digest(values: Mapping[str, Any]) -> str:
+    return hashlib.sha256(canonical_json(values, "values")).hexdigest()
 
 
 def file_digest(path: Path) -> str:

@@ -57,7 +57,7 @@ def compress_folder(
     tokenizer, network = read_tokenizer(folder), load_model(folder)
     batches, digest = list[Batch](), None
     if any(step.method in CALIBRATED for step in steps):
-        _require_room(network, calibration)
+        _require_fit(network, calibration)
         blocks, chosen = calibration_blocks(tokenizer, calibration, places)
         batches = [_batch(blocks, row) for row in chosen]
         digest = slice_digest([str(row) for row in chosen], [_digest_of_block(blocks, row) for row in chosen])
@@ -72,12 +72,9 @@ def calibration_blocks(
     """Return a corpus as blocks of tokens, and the numbers of those that were drawn, in the order of their draw.
 
     Raises:
-        ConfigError: when no corpus is named.
         DataError: when it cannot be had, or is shorter than a block.
     """
-    if calibration.corpus is None:
-        raise ConfigError("Set calibration.corpus to the text to calibrate on, such as wikitext2_validation or a path.")
-    documents = find_text(calibration.corpus, root=places.root, cache=places.cache).documents
+    documents = find_text(str(calibration.corpus), root=places.root, cache=places.cache).documents
     blocks = encode_blocks(documents, tokenizer, length=calibration.block_length, end_id=end_of(tokenizer))
     whole = np.flatnonzero(blocks.lengths == calibration.block_length)
     if not len(whole):
@@ -89,7 +86,10 @@ def calibration_blocks(
     return blocks, tuple(int(row) for row in order[: calibration.num_examples])
 
 
-def _require_room(network: Any, calibration: CalibrationSettings) -> None:
+def _require_fit(network: Any, calibration: CalibrationSettings) -> None:
+    """Raise ConfigError unless a corpus is named, in blocks that the model can read."""
+    if calibration.corpus is None:
+        raise ConfigError("Set calibration.corpus to the text to calibrate on, such as wikitext2_validation or a path.")
     longest = getattr(network.config, "max_position_embeddings", None)
     if longest is not None and calibration.block_length > longest:
         raise ConfigError(
