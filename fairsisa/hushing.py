@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-LOUD = ("torchao", "torch.utils._pytree")
+LOUD = ("bitsandbytes", "torchao", "torch.utils._pytree")
 """The loggers behind "Failed to load ..." for kernels of other processors, which transformers' imports bring up."""
 
 
