@@ -9,7 +9,15 @@ import pandas as pd
 import pytest
 
 from fairsisa.errors import DataError
-from fairsisa.report.perplexity import PERPLEXITIES, PerplexityReport, findings, perplexity_by_step, write_perplexity
+from fairsisa.report.perplexity import (
+    PERPLEXITIES,
+    PerplexityReport,
+    excess_by_step,
+    excess_panels,
+    findings,
+    perplexity_by_step,
+    write_perplexity,
+)
 
 
 def row(model: str, step: float, loss: float, difference: float = math.nan, **changes: Any) -> dict[str, Any]:
@@ -58,7 +66,7 @@ def test_pages_stand_alone_and_hold_every_number(tmp_path):
     assert "&lt;other&gt;" in html
     assert "<other>" not in html
     assert not re.search(r"<script|(src|href)=\"(?!#)", html)
-    assert html.count("<figure") == 2
+    assert html.count("<figure") == 3
     for text in (
         "20.09",
         "± 0.20",
@@ -117,3 +125,14 @@ def test_tables_that_lack_a_column_are_refused():
     with pytest.raises(DataError, match="in the curve; loss not found"):
         PerplexityReport("x", TABLE, CURVE[["step"]])
     assert set(TABLE.columns) == set(PERPLEXITIES)
+
+
+def test_excess_is_against_the_first_family_at_the_same_step_and_text():
+    rows = [("dense", 10, "a", 100.0), ("dense", 20, "a", 50.0), ("sparse", 10, "a", 110.0), ("sparse", 20, "a", 100.0)]
+    rows += [("sparse", 30, "a", 9.0), ("dense", 10, "b", 8.0), ("sparse", 10, "b", 6.0), ("sparse", 20, "b", math.inf)]
+    table = pd.DataFrame(rows, columns=["family", "step", "corpus", "perplexity"])
+    found = {(row.corpus, row.step): row.excess for row in excess_by_step(table).itertuples()}
+    assert found == pytest.approx({("a", 10): 0.1, ("a", 20): 1.0, ("b", 10): -0.25})
+    ax = excess_panels(excess_by_step(table)).axes[0]
+    assert [float(y) for y in ax.lines[0].get_ydata()] == pytest.approx([10.0, 100.0])
+    assert excess_by_step(table[table["family"] == "dense"]).empty

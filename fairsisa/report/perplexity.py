@@ -12,18 +12,19 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from fairsisa.errors import DataError
 from fairsisa.report.pictures import Picture
 from fairsisa.report.rows import Row, records
-from fairsisa.report.style import DASHED, WIDTH, figure_of, new_axes, new_panels, plain, series_colours, styled
+from fairsisa.report.style import DASHED, MUTED, WIDTH, figure_of, new_axes, new_panels, plain, series_colours, styled
 from fairsisa.report.svg import inline_svg
 from fairsisa.report.tables import Cell, Table, settings_table
 from fairsisa.report.words import UNDEFINED, count, percent
 from fairsisa.report.writing import templates, write_whole
 
 FORMAT = 1
+ROUND = (1.0, 2.0, 5.0)
 PERPLEXITIES = (
     "model",
     "family",
@@ -152,10 +153,47 @@ def perplexity_by_step(table: pd.DataFrame) -> Figure:
             ax.set(xscale="log", yscale="log", xlabel="optimizer steps", title=plain(corpus))
             for axis in (ax.xaxis, ax.yaxis):
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
-            ax.xaxis.set_minor_formatter(NullFormatter())
-            ax.yaxis.set_minor_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+                axis.set_minor_formatter(NullFormatter())
+                axis.set_major_locator(LogLocator(subs=ROUND, numticks=9))
     with styled():
         panels[0].set_ylabel("perplexity")
+        handles, names = panels[0].get_legend_handles_labels()
+        figure_of(panels[0]).legend(handles, names, loc="outside upper left", ncols=3)
+    return figure_of(panels[0])
+
+
+def excess_by_step(table: pd.DataFrame) -> pd.DataFrame:
+    """Return how far each family's perplexity lies above the first family's at the same step and on the same text.
+
+    Columns: corpus, family, step, excess (0.1 is 10 % above). No rows where there is one family, or no step is shared.
+    """
+    finite = table[np.isfinite(table["perplexity"].to_numpy(dtype=float)) & table["step"].notna()]
+    compared = finite["family"].isin(table["family"].head(1))
+    first, others = finite[compared][["corpus", "step", "perplexity"]], finite[~compared]
+    both = others.merge(first, on=["corpus", "step"], suffixes=("", "_first"))
+    excess = both["perplexity"] / both["perplexity_first"] - 1
+    return pd.DataFrame({name: both[name] for name in ("corpus", "family", "step")} | {"excess": excess})
+
+
+def excess_panels(excess: pd.DataFrame) -> Figure:
+    """Draw the rows of `excess_by_step`, in percent, a panel a text and a line a family."""
+    corpora, families = (list(dict.fromkeys(excess[name])) for name in ("corpus", "family"))
+    colours = dict(zip(families, series_colours(len(families)), strict=True))
+    panels = new_panels(len(corpora[:MOST_PANELS]), max(5.2, WIDTH * len(corpora[:MOST_PANELS]) / MOST_PANELS), 3.6)
+    for ax, corpus in zip(panels, corpora, strict=False):
+        with styled():
+            for family in families:
+                own = excess[(excess["corpus"] == corpus) & (excess["family"] == family)].sort_values("step")
+                ax.plot(
+                    own["step"], 100 * own["excess"], "o-", color=colours[family], markersize=4, label=plain(family)
+                )
+            ax.axhline(0, color=MUTED, linestyle=DASHED, linewidth=1.2)
+            ax.set(xscale="log", xlabel="optimizer steps", title=plain(corpus))
+            ax.xaxis.set_major_locator(LogLocator(subs=ROUND, numticks=9))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+            ax.xaxis.set_minor_formatter(NullFormatter())
+    with styled():
+        panels[0].set_ylabel("percent above")
         handles, names = panels[0].get_legend_handles_labels()
         figure_of(panels[0]).legend(handles, names, loc="outside upper left", ncols=3)
     return figure_of(panels[0])
@@ -188,6 +226,13 @@ def _figures(content: PerplexityReport) -> Iterator[tuple[str, Figure, str]]:
             perplexity_by_step(content.table),
             "Perplexity against the steps of training, with two standard errors over blocks. Dashed: models that are "
             f"no checkpoints.{more}",
+        )
+    excess = excess_by_step(content.table)
+    if len(excess):
+        yield (
+            "excess",
+            excess_panels(excess),
+            f"Perplexity above that of {content.table['family'].iloc[0]} at the same step, in percent.",
         )
     if len(content.curve):
         yield "curve", training_loss(content.curve), "The loss in training, dropout included."
