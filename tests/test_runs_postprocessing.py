@@ -296,10 +296,21 @@ def test_adding_examples_fits_it_on_the_new_votes(run):
 
 def test_a_pointer_of_an_earlier_version_has_none(run):
     values = json.loads(run.path("ensemble.json").read_text())
-    del values["postprocessors"]
+    for later in ("postprocessors", "descendants", "digest"):
+        del values[later]
     run.write("ensemble.json", json.dumps(values))
     assert run.ensemble.postprocessors == {}
     assert run.ensemble == replace(run.ensemble, postprocessors={})
+
+
+def test_a_pointer_that_was_changed_by_hand_is_damaged(run):
+    values = json.loads(run.path("ensemble.json").read_text())
+    run.write("ensemble.json", json.dumps(values | {"generation": 7}))
+    with pytest.raises(RunError, match=r"ensemble\.json is damaged \(its contents are not those of its digest\)"):
+        _ = run.pointer
+    run.write("ensemble.json", json.dumps({key: values[key] for key in values if key != "digest"} | {"descendent": {}}))
+    with pytest.raises(RunError, match=r"ensemble\.json is damaged"):
+        _ = run.pointer
 
 
 def test_names_are_part_of_what_is_served():
