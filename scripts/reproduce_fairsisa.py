@@ -24,10 +24,10 @@ import numpy as np
 import pandas as pd
 
 from fairsisa.cli.composing import compose
-from fairsisa.fairness.intervals import Bootstrap, summarise, weight_chunks
 from fairsisa.fairness.predictors import held_out
 from fairsisa.fairness.strategies.auto import AutoPostprocess
 from fairsisa.fairness.strategies.names import STRATEGIES
+from fairsisa.intervals import Bootstrap, summarise, weight_chunks
 from fairsisa.runs.directory import Run
 from fairsisa.runs.training import train_run
 from fairsisa.settings import ExecutionSettings, PathSettings, run_settings

@@ -9,9 +9,9 @@ from sklearn.metrics import roc_curve
 
 from fairsisa.errors import DataError
 from fairsisa.fairness.curves import ROC_COLUMNS, reliability, roc_by_group
-from fairsisa.fairness.intervals import Bootstrap, weight_chunks
 from fairsisa.fairness.metrics import expected_calibration_error
 from fairsisa.fairness.predictors import HeldOut, Predictor
+from fairsisa.intervals import Bootstrap, weight_chunks
 
 
 def make_case(seed, num_classes):

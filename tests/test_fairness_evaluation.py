@@ -8,13 +8,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, f1_score, roc_auc_score
 
+from fairsisa import intervals
 from fairsisa.errors import DataError
-from fairsisa.fairness import intervals
 from fairsisa.fairness.evaluation import evaluate, paired_differences, pairwise_disagreement
-from fairsisa.fairness.intervals import INTERVAL_COLUMNS, Bootstrap, weight_chunks
 from fairsisa.fairness.metrics import QUALITIES
 from fairsisa.fairness.predictors import HeldOut, Predictor, constituent_predictors
 from fairsisa.fairness.rates import DIFFERENCES, RATES
+from fairsisa.intervals import INTERVAL_COLUMNS, Bootstrap, weight_chunks
 from fairsisa.tables import Predictions
 
 QUICK = Bootstrap(num_replicates=60, seed=5)

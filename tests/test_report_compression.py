@@ -14,8 +14,8 @@ from markdown_it import MarkdownIt
 
 from fairsisa.errors import DataError
 from fairsisa.fairness.evaluation import evaluate, paired_differences
-from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.predictors import HeldOut, Predictor
+from fairsisa.intervals import Bootstrap
 from fairsisa.report.compression import CompressionReport, findings, side_by_side, write_compression
 from fairsisa.report.compression_plots import (
     CHANGES,

@@ -7,8 +7,8 @@ import pytest
 from fairsisa.errors import DataError
 from fairsisa.fairness.curves import reliability, roc_by_group
 from fairsisa.fairness.evaluation import evaluate
-from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.predictors import HeldOut, Predictor, constituent_predictors
+from fairsisa.intervals import Bootstrap
 from fairsisa.report.content import TRAINING_COLUMNS, Fact, RunReport
 from fairsisa.tables import Predictions
 

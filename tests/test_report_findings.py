@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fairsisa.fairness.evaluation import evaluate
-from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.predictors import HeldOut, Predictor
+from fairsisa.intervals import Bootstrap
 from fairsisa.report.content import RunReport
 from fairsisa.report.findings import cautions, headline
 from test_report_content import make_report

@@ -13,8 +13,8 @@ import pytest
 from markdown_it import MarkdownIt
 
 from fairsisa.fairness.evaluation import evaluate
-from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.predictors import HeldOut, Predictor
+from fairsisa.intervals import Bootstrap
 from fairsisa.report.content import Fact, RunReport
 from fairsisa.report.numbers import metrics_json
 from fairsisa.report.page import write_report

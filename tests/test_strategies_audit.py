@@ -10,11 +10,11 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score
 from fairsisa.errors import DataError
 from fairsisa.fairness.derived.criteria import CRITERIA, Criterion, cost_matrix, criterion_value, group_rates_of
 from fairsisa.fairness.derived.joint import count_joint
-from fairsisa.fairness.intervals import INTERVAL_COLUMNS, Bootstrap, weight_chunks
 from fairsisa.fairness.rates import DIFFERENCES, RATES
 from fairsisa.fairness.strategies.aggregate import AggregateThenPostprocess
 from fairsisa.fairness.strategies.audit import Judge, audit, criterion_metric
 from fairsisa.fairness.strategies.ensemble import EnsemblePostprocess
+from fairsisa.intervals import INTERVAL_COLUMNS, Bootstrap, weight_chunks
 from fairsisa.tables import Predictions
 
 FEW = Bootstrap(num_replicates=50)

@@ -14,13 +14,13 @@ import fair_worlds
 from fair_worlds import latent_world
 from fairsisa.errors import ConfigError, DataError, SolverError
 from fairsisa.fairness.derived.criteria import Criterion
-from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.strategies import auto
 from fairsisa.fairness.strategies.audit import Judge
 from fairsisa.fairness.strategies.auto import AutoPostprocess, choose
 from fairsisa.fairness.strategies.crossfit import cross_fit
 from fairsisa.fairness.strategies.names import STRATEGIES
 from fairsisa.fairness.strategies.saving import load_postprocessor
+from fairsisa.intervals import Bootstrap
 
 COLUMNS = [
     "strategy",

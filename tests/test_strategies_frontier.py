@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from fairsisa.errors import ConfigError
-from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.strategies.aggregate import AggregateThenPostprocess
 from fairsisa.fairness.strategies.audit import audit
 from fairsisa.fairness.strategies.auto import AutoPostprocess
@@ -12,6 +11,7 @@ from fairsisa.fairness.strategies.ensemble import EnsemblePostprocess
 from fairsisa.fairness.strategies.frontier import sweep
 from fairsisa.fairness.strategies.names import STRATEGIES
 from fairsisa.fairness.strategies.score import Unprocessed
+from fairsisa.intervals import Bootstrap
 
 FEW = Bootstrap(num_replicates=60)
 TOLERANCES = [0.0, 0.03, 0.1, 1.0]

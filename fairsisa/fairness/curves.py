@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 
 from fairsisa.errors import DataError
-from fairsisa.fairness.intervals import BOOTSTRAP, Bootstrap, summarise, weight_chunks
 from fairsisa.fairness.metrics import NUM_BINS, top_label
 from fairsisa.fairness.predictors import HeldOut, Predictor, check_predictors
 from fairsisa.fairness.rates import group_examples, indicator, judged_classes, ratio
+from fairsisa.intervals import BOOTSTRAP, Bootstrap, summarise, weight_chunks
 
 CORNER_COLUMNS = ("threshold", "false_positive_rate", "true_positive_rate")
 ROC_COLUMNS = ("predictor", "sensitive_feature", "group", "class", *CORNER_COLUMNS)

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 
 from fairsisa.errors import DataError
-from fairsisa.fairness.intervals import BOOTSTRAP, INTERVAL_COLUMNS, Bootstrap, summarise, weight_chunks
 from fairsisa.fairness.metrics import accuracy, auroc, expected_calibration_error, macro_f1
 from fairsisa.fairness.predictors import HeldOut, Predictor, check_predictions, check_predictors
 from fairsisa.fairness.rates import (
@@ -26,6 +25,7 @@ from fairsisa.fairness.rates import (
     rate_differences,
     ratio,
 )
+from fairsisa.intervals import BOOTSTRAP, INTERVAL_COLUMNS, Bootstrap, summarise, weight_chunks
 from fairsisa.tables import Predictions
 
 SMALL_CELL = 30

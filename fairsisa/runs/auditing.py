@@ -12,11 +12,11 @@ from fairsisa.errors import StaleError
 from fairsisa.fairness.derived.hulls import Chain, regions_of
 from fairsisa.fairness.derived.joint import count_joint, fits_code, pack_votes
 from fairsisa.fairness.derived.thresholds import score_chains
-from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.predictors import Predictor
 from fairsisa.fairness.strategies.audit import audit
 from fairsisa.fairness.strategies.base import Postprocessor
 from fairsisa.fairness.strategies.inputs import read_groups
+from fairsisa.intervals import Bootstrap
 from fairsisa.report.fair_plots import AttainableRegion
 from fairsisa.report.postprocessing import SMALL_CELLS, PostprocessingReport
 from fairsisa.runs.directory import Ensemble, Run

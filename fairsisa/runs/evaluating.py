@@ -15,8 +15,8 @@ from fairsisa.errors import ConfigError, RunError
 from fairsisa.execution import Report
 from fairsisa.fairness.curves import reliability, roc_by_group
 from fairsisa.fairness.evaluation import Evaluation, evaluate
-from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.predictors import HeldOut, Predictor, constituent_predictors, held_out
+from fairsisa.intervals import Bootstrap
 from fairsisa.lineage import canonical_json
 from fairsisa.report.compression import CompressionReport, write_compression
 from fairsisa.report.content import Fact, RunReport

@@ -12,13 +12,13 @@ import pandas as pd
 
 from fairsisa.errors import ConfigError, DataError, SolverError
 from fairsisa.execution import Report
-from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.strategies.aggregate import AggregateThenPostprocess
 from fairsisa.fairness.strategies.base import Postprocessor
 from fairsisa.fairness.strategies.decisions import one_hot
 from fairsisa.fairness.strategies.frontier import sweep
 from fairsisa.fairness.strategies.inputs import Inputs, read_groups
 from fairsisa.fairness.strategies.names import STRATEGIES
+from fairsisa.intervals import Bootstrap
 from fairsisa.report.content import Fact
 from fairsisa.report.frontier import SWEEP, FrontierReport, write_frontier
 from fairsisa.runs.directory import Ensemble, Run

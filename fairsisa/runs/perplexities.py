@@ -25,7 +25,7 @@ from fairsisa.data.corpus_blocks import Blocks, Masking, encode_blocks
 from fairsisa.data.texts import Text, find_text
 from fairsisa.errors import ConfigError, ModelError
 from fairsisa.execution.local import computing_threads
-from fairsisa.fairness.intervals import Bootstrap, summarise, weight_chunks
+from fairsisa.intervals import Bootstrap, summarise, weight_chunks
 from fairsisa.models.base import WEIGHTS, is_bidirectional
 from fairsisa.models.device import resolve_accelerator
 from fairsisa.models.perplexity import BlockLosses, block_losses, exponential

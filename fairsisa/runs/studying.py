@@ -17,8 +17,8 @@ from fairsisa.data.corpora import load_corpus
 from fairsisa.errors import ConfigError, RunError
 from fairsisa.execution import Report
 from fairsisa.fairness.evaluation import evaluate, paired_differences
-from fairsisa.fairness.intervals import Bootstrap
 from fairsisa.fairness.predictors import HeldOut, Predictor, held_out
+from fairsisa.intervals import Bootstrap
 from fairsisa.report.study import COSTS, DIFFERENCES, RESULTS, StudyReport, write_study
 from fairsisa.runs.assembly import Assembly, assemble
 from fairsisa.runs.directory import UNTRAINED, Run

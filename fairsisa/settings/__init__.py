@@ -1,5 +1,6 @@
 """What a user may set: one frozen dataclass per config group, checked when it is made."""
 
+from fairsisa.settings.bias import ScoringSettings
 from fairsisa.settings.checks import in_range, nearest, one_of, refuse_unknown
 from fairsisa.settings.compression import CalibrationSettings, CompressionSettings, DistillationSettings
 from fairsisa.settings.deletion import (
@@ -46,6 +47,7 @@ __all__ = [
     "PretrainingSettings",
     "RequestSettings",
     "RunSettings",
+    "ScoringSettings",
     "SimulationSettings",
     "Step",
     "StorageSettings",

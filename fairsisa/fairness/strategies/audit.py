@@ -14,7 +14,6 @@ import scipy.sparse
 from fairsisa.errors import DataError
 from fairsisa.fairness.derived.criteria import BOUNDED_GROUP_LOSS, Criterion, group_rates_of
 from fairsisa.fairness.evaluation import Evaluation, evaluate
-from fairsisa.fairness.intervals import BOOTSTRAP, INTERVAL_COLUMNS, Bootstrap, summarise, weight_chunks
 from fairsisa.fairness.predictors import HeldOut, Predictor
 from fairsisa.fairness.rates import (
     DIFFERENCES,
@@ -30,6 +29,7 @@ from fairsisa.fairness.strategies.crossfit import label_codes
 from fairsisa.fairness.strategies.decisions import Derived, one_hot
 from fairsisa.fairness.strategies.inputs import read_groups
 from fairsisa.fairness.strategies.sample import require_rows
+from fairsisa.intervals import BOOTSTRAP, INTERVAL_COLUMNS, Bootstrap, summarise, weight_chunks
 
 BEFORE, AFTER, CHANGE = "before", "after", "change"
 FEATURE = "group"

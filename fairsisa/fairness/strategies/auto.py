@@ -15,7 +15,6 @@ import pandas as pd
 
 from fairsisa.errors import ConfigError, DataError, FairsisaError, SolverError
 from fairsisa.fairness.derived.criteria import Criterion
-from fairsisa.fairness.intervals import Bootstrap, summarise
 from fairsisa.fairness.strategies.audit import Judge, Measured
 from fairsisa.fairness.strategies.base import Outcome, Postprocessor
 from fairsisa.fairness.strategies.crossfit import cross_paths, fold_rows, subject_codes
@@ -23,6 +22,7 @@ from fairsisa.fairness.strategies.guards import ConstantRuleWarning, SmallCellWa
 from fairsisa.fairness.strategies.inputs import Inputs, read_groups
 from fairsisa.fairness.strategies.names import STRATEGIES
 from fairsisa.fairness.strategies.sample import Given, Sample
+from fairsisa.intervals import Bootstrap, summarise
 from fairsisa.settings import one_of
 
 VOTE_CANDIDATES = ("ensemble_vote_count", "ensemble_pooled", "ensemble_pattern", "aggregate_first", "members_random")

@@ -11,12 +11,12 @@ import pandas as pd
 from sklearn.base import clone
 
 from fairsisa.errors import ConfigError
-from fairsisa.fairness.intervals import BOOTSTRAP, Bootstrap, summarise
 from fairsisa.fairness.strategies.audit import Judge, Measured
 from fairsisa.fairness.strategies.base import Postprocessor
 from fairsisa.fairness.strategies.crossfit import label_codes, subject_codes
 from fairsisa.fairness.strategies.decisions import Derived
 from fairsisa.fairness.strategies.inputs import read_groups
+from fairsisa.intervals import BOOTSTRAP, Bootstrap, summarise
 
 FIT, TEST = "fit", "test"
 ONE_DRAW = Bootstrap(num_replicates=2)

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from fairsisa.fairness import intervals
-from fairsisa.fairness.intervals import INTERVAL_COLUMNS, Bootstrap, summarise, weight_chunks
+from fairsisa import intervals
+from fairsisa.intervals import INTERVAL_COLUMNS, Bootstrap, summarise, weight_chunks
 
 
 def all_weights(subjects, bootstrap):

@@ -1,0 +1,1 @@
+"""How a model is asked: likelihoods, probabilities, embeddings and texts, batch by batch."""
