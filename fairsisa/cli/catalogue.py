@@ -118,6 +118,21 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "Say how well language models, compressed ones too, predict texts, and at what size and speed.",
             "fairsisa perplexity run=runs/stories",
         ),
+        "bias": Verb(
+            "bias.bias",
+            "bias",
+            "Ask any model benchmarks of social bias, toxicity and behaviour; keep every item's score.",
+            "fairsisa bias model=bert-base-uncased benchmarks=[crows_pairs,stereoset_intrasentence]",
+        ),
+        "bias list": Verb(
+            "bias.bias_list", "bias", "List the benchmarks that can be named.", "fairsisa bias list"
+        ),
+        "compare": Verb(
+            "bias.compare",
+            "compare",
+            "Compare models with one, item by item: what flipped, which way, and is it more than chance.",
+            "fairsisa compare base=gpt2 other=[gpt2-4-bits,gpt2-pruned] benchmarks=[crows_pairs,piqa]",
+        ),
         "ledger": Verb(
             "proving.ledger",
             "ledger",

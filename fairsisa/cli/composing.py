@@ -36,9 +36,11 @@ ALLOWED_TARGETS = frozenset(
     }
 )
 """The only classes a config may name: what is instantiated decides what code runs."""
-FREE_TEXT = ("request.where", "request.reason", "id")
-ID_LISTS = ("request.ids", "request.subjects")
+FREE_TEXT = ("request.where", "request.reason", "id", "base", "toxicity", "regard")
+ID_LISTS = ("request.ids", "request.subjects", "models", "other", "benchmarks")
 """Settings whose values need no quotes of Hydra's own; an id such as 007 or 1e5 is text."""
+ONE_OF_MANY: Mapping[str, tuple[str, str]] = {"bias": ("model", "models")}
+"""By root, a word for a single value of a list: Hydra would take it for the config group of that name."""
 
 
 def compose(root: str, overrides: Sequence[str]) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def compose(root: str, overrides: Sequence[str]) -> dict[str, Any]:
             give is missing.
     """
     register_defaults()
-    overrides = [_quoted(override) for override in overrides]
+    overrides = [_quoted(_listed(root, override)) for override in overrides]
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"Expected settings written key=value, got {override!r}; see fairsisa --help.")
@@ -69,6 +71,15 @@ def compose(root: str, overrides: Sequence[str]) -> dict[str, Any]:
             chosen = _choices(overrides, known)
             known = plain_config(hydra.compose(config_name=root, overrides=chosen), missing_is_error=False)
             raise ConfigError(_explained(error, overrides, known)) from error
+
+
+def _listed(root: str, override: str) -> str:
+    """Return an override of a list's single value as one of the list."""
+    one, many = ONE_OF_MANY.get(root, ("", ""))
+    key, sign, value = override.partition("=")
+    if not sign or key != one:
+        return override
+    return f"{many}={value if value[:1] == '[' else f'[{value}]'}"
 
 
 def _quoted(override: str) -> str:

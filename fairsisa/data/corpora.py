@@ -14,6 +14,7 @@ from fairsisa.data.columns import require_known
 from fairsisa.data.hatexplain import load_hatexplain
 from fairsisa.data.own import load_own
 from fairsisa.data.own_columns import UNSET
+from fairsisa.data.rated_texts import REGARD, TOXICITY, load_regard, load_toxicity
 from fairsisa.data.synthetic_samples import load_synthetic_tabular, load_synthetic_text
 from fairsisa.data.tabular import load_tabular
 from fairsisa.data.tabular_specs import (
@@ -171,6 +172,24 @@ _ALL = (
         "Taiwanese credit cards: default next month",
         _UCI,
         "Yeh & Lien, Expert Systems with Applications 36, 2009",
+    ),
+    CorpusInfo(
+        TOXICITY,
+        "text",
+        "Texts that people rated for toxicity, to train a rater on (contains hateful text)",
+        "MIT; Implicit Hate: not stated",
+        45_497,
+        "Davidson et al., ICWSM 2017; Hartvigsen et al., ToxiGen, ACL 2022; ElSherief et al., EMNLP 2021",
+        load_toxicity,
+    ),
+    CorpusInfo(
+        REGARD,
+        "text",
+        "Sentences rated for the regard they show a person, to train a rater on",
+        _NOT_STATED,
+        302,
+        "Sheng, Chang, Natarajan, Peng, EMNLP 2019, arXiv:1909.01326",
+        load_regard,
     ),
     CorpusInfo(OWN, "either", "Your own CSV, JSONL or Parquet file", "yours", None, "you", load_own),
     CorpusInfo(

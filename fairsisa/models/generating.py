@@ -22,6 +22,9 @@ Choose = Callable[[Tensor, int], Tensor]
 class Sampling:
     """How tokens are drawn: by `temperature`, then among the `top_k` likeliest, then the likeliest of mass `top_p`.
 
+    With `prompt_seeds`, one a prompt, what is drawn for a prompt comes from its own seed, wherever it stands; else all
+    comes from `seed`.
+
     Raises:
         ConfigError: when a value is out of range.
     """
@@ -31,6 +34,7 @@ class Sampling:
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float = 1.0
+    prompt_seeds: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("num_continuations", "top_k"):
@@ -66,19 +70,20 @@ def generate(
     new token cannot differ from that of an exact cache, as a prompt is read before it is quantised
     (`cache_scoring` is for that); nothing is promised about speed.
 
-    Equal arguments give equal bits on one machine. Numbers drawn at random depend on the seed, the place of the prompt,
-    the number of continuations and `max_new_tokens`, never on the model, the bits or `batch_size`: two models that
-    answer the same prompts are compared on the same draws.
+    Equal arguments give equal bits on one machine. Numbers drawn at random depend on the seed, the place of the prompt
+    (unless it has a seed of its own), the number of continuations and `max_new_tokens`, never on the model, the bits or
+    `batch_size`: two models that answer the same prompts are compared on the same draws.
 
     Raises:
-        ConfigError: when the model has no cache or is training, a value is out of range, or the tokens do not fit.
+        ConfigError: when the model has no cache or is training, a value is out of range, the tokens do not fit, or
+            prompts and their seeds differ in number.
     """
     if max_new_tokens < 1 or batch_size < 1:
         raise ConfigError(f"Expected max_new_tokens and batch_size of 1 or more, got {max_new_tokens}, {batch_size}.")
     require_readable(model, prompts, [len(prompt) + max_new_tokens - 1 for prompt in prompts])
     num_continuations = 1 if sampling is None else sampling.num_continuations
     rows = [prompt for prompt in prompts for _ in range(num_continuations)]
-    draws = _draws(len(rows), max_new_tokens, sampling)
+    draws = _draws(len(prompts), num_continuations, max_new_tokens, sampling)
     written = torch.full((len(rows), max_new_tokens), end_ids[0] if end_ids else 0)
     for start in range(0, len(rows), batch_size):
         part = slice(start, start + batch_size)
@@ -132,10 +137,17 @@ def _drawn(logits: Tensor, draws: Tensor) -> Tensor:
     return places.squeeze(-1).clamp(max=logits.shape[-1] - 1)
 
 
-def _draws(num_rows: int, num_tokens: int, sampling: Sampling | None) -> Tensor:
+def _draws(num_prompts: int, num_continuations: int, num_tokens: int, sampling: Sampling | None) -> Tensor:
     """Return numbers in [0, 1), one a row and token, so that a row's do not depend on how many rows follow."""
-    if sampling is None:
+    num_rows = num_prompts * num_continuations
+    if sampling is None or not num_rows:
         return torch.zeros((num_rows, num_tokens))
-    generator = torch.Generator().manual_seed(sampling.seed)
-    rows = [torch.rand(num_tokens, dtype=torch.float64, generator=generator) for _ in range(num_rows)]
-    return torch.stack(rows) if rows else torch.zeros((0, num_tokens))
+    generators = [torch.Generator().manual_seed(seed) for seed in sampling.prompt_seeds or [sampling.seed]]
+    if not sampling.prompt_seeds:
+        generators *= num_prompts
+    if len(generators) != num_prompts:
+        raise ConfigError(f"Expected a seed for each of {num_prompts} prompts, got {len(generators)}.")
+    rows = [
+        torch.rand(num_tokens, dtype=torch.float64, generator=g) for g in generators for _ in range(num_continuations)
+    ]
+    return torch.stack(rows)

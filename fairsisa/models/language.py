@@ -66,8 +66,11 @@ def language_config(architecture: str, shape: Mapping[str, Any]) -> Any:
     return config
 
 
-def load_language_model(folder: Path) -> nn.Module:
+def load_language_model(folder: Path, *, head_seed: int | None = None) -> nn.Module:
     """Return the language model of a checkpoint folder, in fp32 and evaluation mode; only safetensors are read.
+
+    With `head_seed`, a head that the folder lacks is new, its weights drawn from the seed (its word matrix is that of
+    the embeddings, where the architecture ties them): so training can begin from an encoder.
 
     Raises:
         ModelError: when there is none, or the folder lacks weights that would then be random, such as a head's.
@@ -77,6 +80,8 @@ def load_language_model(folder: Path) -> nn.Module:
     places: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     with quiet(), named(f"{folder} cannot be loaded as a language model"):
         config = AutoConfig.from_pretrained(folder, **places)
+        if head_seed is not None:
+            torch.manual_seed(head_seed)
         model, info = _auto_class(config).from_pretrained(
             folder,
             config=config,
@@ -86,7 +91,8 @@ def load_language_model(folder: Path) -> nn.Module:
             output_loading_info=True,
             **places,
         )
-    lacking = sorted(info["missing_keys"])
+    body = f"{model.base_model_prefix}."
+    lacking = sorted(key for key in info["missing_keys"] if head_seed is None or key.startswith(body))
     if lacking:
         raise ModelError(
             f"{folder} lacks {len(lacking)} weights of a language model, {lacking[0]} first: not its head?"

@@ -230,19 +230,20 @@ def _descendants(run: Run, ensemble: Ensemble, settings: EvaluationSettings) -> 
         run.store,
         ensemble.descendants,
         aggregation=settings.aggregation,
-        weights=_shard_sizes(run),
+        weights=shard_sizes(run),
         seed=run.settings.seed,
     )
 
 
-def _shard_sizes(run: Run) -> list[float]:
+def shard_sizes(run: Run) -> list[float]:
+    """Return the number of training examples in each shard."""
     sizes = run.partition.frame().groupby("shard").size()
     return [float(sizes.get(shard, 0)) for shard in range(run.settings.partition.num_shards)]
 
 
 def _predictors(run: Run, ensemble: Ensemble, settings: EvaluationSettings, seed: int) -> list[Predictor]:
     predictions = _predictions(run, ensemble, TEST)
-    sizes = _shard_sizes(run)
+    sizes = shard_sizes(run)
     weights = [sizes[int(name.removeprefix("shard-"))] for name in predictions.constituents]
     predictors = []
     for name in (settings.aggregation, *(name for name in AGGREGATIONS if name != settings.aggregation)):

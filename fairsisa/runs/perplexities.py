@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -14,25 +13,21 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
-from fairsisa.compression.card import count_layers, count_parameters
 from fairsisa.compression.folders import load_model
-from fairsisa.compression.layers import tied_layers
-from fairsisa.compression.packing import format_layers
 from fairsisa.data.corpus_blocks import Blocks, Masking, encode_blocks
 from fairsisa.data.texts import Text, find_text
-from fairsisa.errors import ConfigError, ModelError
+from fairsisa.errors import ConfigError
 from fairsisa.execution.local import computing_threads
 from fairsisa.intervals import Bootstrap, summarise, weight_chunks
-from fairsisa.models.base import WEIGHTS, is_bidirectional
+from fairsisa.models.base import is_bidirectional
 from fairsisa.models.device import resolve_accelerator
 from fairsisa.models.perplexity import BlockLosses, block_losses, exponential
-from fairsisa.models.text_tokenizers import end_of, find_tokenizer, holds_tokenizer
+from fairsisa.models.text_tokenizers import end_of
 from fairsisa.report.perplexity import PERPLEXITIES, PerplexityReport, write_perplexity
 from fairsisa.runs.directory import Run
-from fairsisa.runs.pretrained import CHECKPOINTS, STEP, Pretrained
+from fairsisa.runs.model_folders import family_of, model_names, models_in, sizes_of, tokenizer_of
+from fairsisa.runs.pretrained import Pretrained
 from fairsisa.runs.training import data_root
 from fairsisa.settings import PathSettings, PerplexitySettings, plain
 from fairsisa.store.durable import explained
@@ -93,7 +88,7 @@ def perplexity_run(
     with Run(directory).locked():
         texts = [find_text(name, root=root, cache=cache) for name in names]
         chosen = settings if kept is None else _as_trained(settings, kept)
-        every = [each for folder in folders for each in _models_in(folder)]
+        every = [each for folder in folders for each in models_in(folder)]
         report = measure_language_models(every, texts, chosen, on_progress=on_progress)
         report = replace(report, settings=plain(settings), commands=() if command is None else (command,))
         with explained(f"write the perplexities to {directory}"):
@@ -144,13 +139,6 @@ def measure_language_models(
     return PerplexityReport(title="Language models", table=table, level=settings.level)
 
 
-def model_names(folders: Sequence[Path]) -> list[str]:
-    """Return what tells the folders apart: their paths below the deepest folder that holds them all."""
-    whole = [folder.expanduser().resolve() for folder in folders]
-    common = Path(os.path.commonpath([folder.parent for folder in whole]))
-    return [folder.relative_to(common).as_posix().replace(f"{CHECKPOINTS}/", "") for folder in whole]
-
-
 def masking_of(tokenizer: Any, *, share: float, seed: int) -> Masking:
     """Return how a tokenizer's texts are masked for a masked language model.
 
@@ -170,16 +158,12 @@ def _as_trained(settings: PerplexitySettings, kept: Pretrained) -> PerplexitySet
     return replace(settings, block_length=length, mask_share=share)
 
 
-def _models_in(folder: Path) -> list[Path]:
-    return [*Pretrained(folder).checkpoints.values()] if Pretrained(folder).exists else [folder]
-
-
 def _rows(measuring: _Measuring, name: str, folder: Path) -> Iterator[dict[str, Any]]:
     """Yield the rows of one model, which is in memory for no longer."""
     settings = measuring.settings
     model: Any = load_model(folder).to(resolve_accelerator(settings.accelerator))
-    tokenizer = _tokenizer_of(folder, settings)
-    facts = {"model": name, **_family(name, folder), **_sizes(model, folder)}
+    tokenizer = tokenizer_of(folder, settings.tokenizer)
+    facts = {"model": name, **family_of(name, folder), **sizes_of(model, folder)}
     for text in measuring.texts:
         reading = _read(measuring, model, tokenizer, text)
         _warm_up(model, reading, settings.batch_size)
@@ -188,37 +172,6 @@ def _rows(measuring: _Measuring, name: str, folder: Path) -> Iterator[dict[str, 
         seconds = time.perf_counter() - start
         speed = len(reading.blocks.tokens) / seconds
         yield {**facts, "corpus": text.name, "tokens_per_second": speed, **_measured(measuring, text, reading, losses)}
-
-
-def _tokenizer_of(folder: Path, settings: PerplexitySettings) -> Any:
-    if holds_tokenizer(folder):
-        return find_tokenizer(str(folder))
-    if settings.tokenizer is None:
-        raise ModelError(f"{folder} holds no tokenizer: set tokenizer=..., such as the folder that it was made from.")
-    return find_tokenizer(settings.tokenizer)
-
-
-def _family(name: str, folder: Path) -> dict[str, Any]:
-    """Return the family and step of a checkpoint called step-000100; any other model is a family of its own."""
-    found = STEP.fullmatch(folder.name)
-    if found is None:
-        return {"family": name, "step": math.nan}
-    holder = folder.resolve().parent
-    holder = holder.parent if holder.name == CHECKPOINTS else holder
-    return {"family": name.rpartition("/")[0] or holder.name, "step": float(found[1])}
-
-
-def _sizes(model: nn.Module, folder: Path) -> dict[str, Any]:
-    """Return the number of parameters, bytes of weights on disk, and the share of zeros in the layers with a matrix."""
-    tied, packed = tied_layers(model), format_layers(model)
-    matrices = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
-    layers = count_layers(model, [name for name in matrices if name not in tied and name not in packed])
-    weights = sum(layer.num_weights for layer in layers)
-    return {
-        "num_parameters": count_parameters(model),
-        "bytes_on_disk": sum(path.stat().st_size for path in folder.glob("*" + WEIGHTS)),
-        "sparsity": sum(layer.num_zeros for layer in layers) / weights if weights else math.nan,
-    }
 
 
 def _read(measuring: _Measuring, model: Any, tokenizer: Any, text: Text) -> _Reading:

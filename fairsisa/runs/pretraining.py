@@ -174,11 +174,19 @@ def _trained(job: _Job, corpus: Text) -> tuple[tuple[int, float], ...]:
 
 
 def _model(job: _Job, state: TrainingState | None, teacher: Any) -> Any:
+    model = _beginning(job, state, teacher)
+    if job.settings.trains == "head":
+        model.base_model.requires_grad_(False)
+        model.get_output_embeddings().requires_grad_(True)  # the embeddings too, where the head shares them
+    return model
+
+
+def _beginning(job: _Job, state: TrainingState | None, teacher: Any) -> Any:
     settings = job.settings
     if state is not None:
         return load_language_model(job.kept.checkpoints[state.step])
     if settings.start is not None:
-        return load_language_model(folder_of(settings.start))
+        return load_language_model(folder_of(settings.start), head_seed=settings.seed if settings.new_head else None)
     if settings.num_layers is not None:
         return student_of(teacher, settings)
     end = end_of(job.tokenizer)

@@ -105,7 +105,7 @@ def _served(run: Run) -> _Served:
 
 
 def _scored(served: _Served, inputs: Any, example_ids: Sequence[str] | None) -> Predictions:
-    examples = _as_examples(served.kind, inputs, example_ids)
+    examples = as_examples(served.kind, inputs, example_ids)
     encoded = encode_examples(examples, served.tokenizer, served.run.settings.model.max_length)
     if served.chains and served.chains[0].reads_features:  # once, not once a constituent
         encoded = encoded.with_features(encoder_features(served.chains[0], encoded))
@@ -116,7 +116,7 @@ def _scored(served: _Served, inputs: Any, example_ids: Sequence[str] | None) -> 
     return Predictions(encoded.example_ids, tuple(scores), np.stack(list(scores.values()), axis=1))
 
 
-def _as_examples(kind: Examples, inputs: Any, example_ids: Sequence[str] | None) -> Examples:
+def as_examples(kind: Examples, inputs: Any, example_ids: Sequence[str] | None) -> Examples:
     """Return raw inputs as an examples table; labels and subjects stand for nothing."""
     columns = _texts(inputs) if kind.is_text else _features(kind, inputs)
     count = len(next(iter(columns.values())))

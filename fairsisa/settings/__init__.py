@@ -1,6 +1,6 @@
 """What a user may set: one frozen dataclass per config group, checked when it is made."""
 
-from fairsisa.settings.bias import ScoringSettings
+from fairsisa.settings.bias import BiasSettings, ComparisonSettings, ScoringSettings
 from fairsisa.settings.checks import in_range, nearest, one_of, refuse_unknown
 from fairsisa.settings.compression import CalibrationSettings, CompressionSettings, DistillationSettings
 from fairsisa.settings.deletion import (
@@ -33,7 +33,9 @@ __all__ = [
     "MOST_SIMULATED",
     "PATTERNS",
     "ROOTS",
+    "BiasSettings",
     "CalibrationSettings",
+    "ComparisonSettings",
     "CompressionSettings",
     "DistillationSettings",
     "EvaluationSettings",

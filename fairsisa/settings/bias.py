@@ -42,3 +42,56 @@ class ScoringSettings:
         in_range("seed", self.seed, low=0)
         if self.max_new_tokens is not None:
             in_range("max_new_tokens", self.max_new_tokens, low=1)
+
+
+@dataclass(frozen=True)
+class BiasSettings:
+    """Which models are asked which benchmarks.
+
+    `models` are names as `runs.candidates.named_models` takes them. `benchmarks` are names, "name:readout" for another
+    readout than the first, or "lm_eval/<task>"; without any, those that suit a model's kind and need neither a rater
+    nor many hours. `limit` keeps so many items of each, drawn from `seed`, clusters whole. `toxicity` and `regard`
+    name the classifiers that rate texts, a hub id, folder or run; without them, ours are trained first. `tokenizer` is
+    for folders that hold none. Intervals come from `num_replicates` draws of clusters, at `level`.
+    """
+
+    models: tuple[str, ...] = ()
+    benchmarks: tuple[str, ...] = ()
+    limit: int | None = None
+    toxicity: str | None = None
+    regard: str | None = None
+    tokenizer: str | None = None
+    check_capability: bool = True
+    num_replicates: int = 1000
+    level: float = 0.95
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.limit is not None:
+            in_range("limit", self.limit, low=1)
+        in_range("num_replicates", self.num_replicates, low=100, high=100_000)
+        in_range("level", self.level, low=0.5, high=0.999)
+        in_range("seed", self.seed, low=0)
+
+
+@dataclass(frozen=True)
+class ComparisonSettings(BiasSettings):
+    """Which models are compared with which one, item by item.
+
+    `base` is compared with each of `other` on `benchmarks`. `corpora` are texts, by name or path, on whose tokens
+    language models of one vocabulary are compared in full (KL divergence), in blocks of `block_length` tokens, at most
+    `num_blocks` of a text. With `floor`, the base is asked a second time with batches of half the size: what then
+    changes is no model's doing.
+    """
+
+    base: str | None = None
+    other: tuple[str, ...] = ()
+    corpora: tuple[str, ...] = ()
+    block_length: int = 128
+    num_blocks: int = 100
+    floor: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        in_range("block_length", self.block_length, low=2)
+        in_range("num_blocks", self.num_blocks, low=1)

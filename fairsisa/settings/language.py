@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from fairsisa.errors import ConfigError
-from fairsisa.settings.checks import in_range
+from fairsisa.settings.checks import in_range, one_of
 from fairsisa.settings.teaching import TeachingSettings
 from fairsisa.settings.training import TrainerSettings
 
@@ -24,7 +24,8 @@ class PretrainingSettings(TeachingSettings):
     `corpus` and each of `held_out` is a name or a path, as `data.texts.find_text` takes it. A model of `architecture`
     (a Hugging Face model type: "gpt2", "llama", "gpt_neox" for Pythia, "bert", ...) and `shape` (its config values)
     begins with random weights drawn from `seed`; with `start`, a folder or hub id, training goes on from that model,
-    and with `keep_zeros` its weights that are zero stay zero. Without either it is a "gpt2", unless a teacher says
+    and with `keep_zeros` its weights that are zero stay zero; with `new_head` a start without a head, such as the
+    encoder "minilm", gets a new one, drawn from `seed`, and with `trains` "head" nothing else learns. Without either it is a "gpt2", unless a teacher says
     otherwise (`num_layers`). `tokenizer` is a folder or hub id; None means that of `teacher` or `start`, or a
     byte-level BPE of `vocab_size` tokens trained on the corpus. The text is cut into blocks of `block_length` tokens;
     a masked model guesses `mask_share` of them. Checkpoints are kept after each of `checkpoint_steps` (0 is the
@@ -37,6 +38,8 @@ class PretrainingSettings(TeachingSettings):
     shape: Mapping[str, Any] = field(default_factory=dict)
     start: str | None = None
     keep_zeros: bool = False
+    new_head: bool = False
+    trains: str = "full"
     tokenizer: str | None = None
     vocab_size: int = 2048
     block_length: int = 128
@@ -48,6 +51,7 @@ class PretrainingSettings(TeachingSettings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        one_of("trains", self.trains, ("full", "head"))
         in_range("vocab_size", self.vocab_size, low=SMALLEST_VOCABULARY)
         in_range("block_length", self.block_length, low=2)
         in_range("num_steps", self.num_steps, low=1)
@@ -82,6 +86,8 @@ class PretrainingSettings(TeachingSettings):
             raise ConfigError("Set num_layers=..., start=... or architecture=...: how does the student begin?")
         if self.shape and self.new_architecture is None:
             raise ConfigError(f"{given[0]}={getattr(self, given[0])} has its shape already: leave out shape.")
+        if self.new_head and self.start is None:
+            raise ConfigError("new_head=true needs start=<an encoder>, which is to get a head.")
         if self.keep_zeros and self.start is None:
             raise ConfigError("keep_zeros=true needs start=<a pruned model>, whose zeros are to stay.")
 

@@ -10,6 +10,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from fairsisa.errors import ConfigError
+from fairsisa.settings.bias import BiasSettings, ComparisonSettings, ScoringSettings
 from fairsisa.settings.checks import refuse_unknown
 from fairsisa.settings.compression import CalibrationSettings, CompressionSettings, DistillationSettings
 from fairsisa.settings.deletion import RequestSettings, SimulationSettings, StudySettings, UnlearningSettings
@@ -39,6 +40,7 @@ GROUPS: Mapping[str, type] = types.MappingProxyType(
         "simulate": SimulationSettings,
         "study": StudySettings,
         "calibration": CalibrationSettings,
+        "scoring": ScoringSettings,
     }
 )
 ROOTS: Mapping[str, type] = types.MappingProxyType(
@@ -49,6 +51,8 @@ ROOTS: Mapping[str, type] = types.MappingProxyType(
         "distil": DistillationSettings,
         "pretrain": PretrainingSettings,
         "perplexity": PerplexitySettings,
+        "bias": BiasSettings,
+        "compare": ComparisonSettings,
     }
 )
 """Settings that stand at the top of a verb's config, with no group before their names."""

@@ -1,0 +1,207 @@
+"""Two models on the same items: paired differences, changed answers, tests."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fairsisa.bias.benchmark import SCORED, Metric
+from fairsisa.bias.measuring import SHARE_SCORED, Group, groups_of, ordered, replicate
+from fairsisa.bias.statistics import holm, mcnemar_exact, sign_p_value, wilson_interval
+from fairsisa.errors import DataError
+from fairsisa.intervals import BOOTSTRAP, Bootstrap, summarise
+
+COMPARISONS = (
+    "metric",
+    "aspect",
+    "group",
+    "base_value",
+    "other_value",
+    "difference",
+    "low",
+    "high",
+    "standard_error",
+    "p_value",
+    "p_holm",
+    "test",
+    "flips",
+    "to_one",
+    "to_zero",
+    "net",
+    "gross",
+    "gross_low",
+    "gross_high",
+    "above_floor",
+    "num_paired",
+    "num_unpaired",
+    "unit",
+    "neutral",
+    "higher_means",
+)
+MCNEMAR, BY_BOOTSTRAP = "McNemar", "bootstrap"
+MOST_NAMED = 5
+Pair = tuple[pd.DataFrame, pd.DataFrame]
+
+
+@dataclass(frozen=True)
+class Floor:
+    """How much the same model differs from itself, asked in two ways that should not matter.
+
+    `largest_difference` is that of any item's `value`, `changed_answers` how many items have another answer;
+    `changed` the share of items, among those with a number both times, whose `outcome`, `correct` or `scored` changed.
+    """
+
+    num_items: int
+    largest_difference: float
+    changed_answers: int
+    changed: dict[str, float]
+
+
+def compare(
+    base_scores: pd.DataFrame,
+    other_scores: pd.DataFrame,
+    metrics: Sequence[Metric],
+    *,
+    breakdown: Sequence[str] = (),
+    bootstrap: Bootstrap = BOOTSTRAP,
+) -> pd.DataFrame:
+    """Return how another model differs from a base on the same items: columns `COMPARISONS`, a row a metric and group.
+
+    Only items scored in both are compared; `num_unpaired` counts those scored in one alone. So both values may differ
+    from what each model gets by itself. `difference` is other minus base; its interval is that of the cluster
+    bootstrap, both models under the same weights. A metric with `flips` (the column of the scores table that changes)
+    has the numbers of items that went `to_one` and `to_zero`, `net` (to_one - to_zero) and `gross` (to_one + to_zero)
+    as shares of the items with a number in both, `gross` with a Wilson interval, and the p-value of McNemar's exact
+    test; that test counts items as independent, the interval of the difference does not. Other metrics have the
+    two-sided p-value of `sign_p_value`. The metric "scored", over all items, is always added. `p_holm` is NaN until
+    `holm_over` fills it, `above_floor` None until `with_floor` does.
+
+    Raises:
+        DataError: when the item sets differ, a column is missing, an item is there twice, or a label is unknown.
+    """
+    whole = aligned(base_scores, other_scores)
+    scored = paired(whole)
+    groups = groups_of(whole[0], breakdown)
+    values = np.concatenate(
+        [replicate(scored, groups, metrics, bootstrap), replicate(whole, groups, [SHARE_SCORED], bootstrap)], axis=2
+    )
+    differences = values[1] - values[0]
+    summary = summarise(differences, bootstrap.level)
+    rows = []
+    for place, group in enumerate(groups):
+        counts = _counts(whole, group)
+        for column, metric in enumerate((*metrics, SHARE_SCORED)):
+            row = {name: float(summary[name][place, column]) for name in ("low", "high", "standard_error")}
+            row["difference"] = float(summary["value"][place, column])
+            row |= {f"{who}_value": float(values[n, place, column, 0]) for n, who in enumerate(("base", "other"))}
+            tables = whole if metric is SHARE_SCORED else scored
+            changes = _changes(tables, group, metric, bootstrap.level)
+            rows.append(row | counts | changes | _tested(changes, differences[place, column]) | _described(metric))
+            rows[-1]["group"] = group.name
+    return pd.DataFrame(rows, columns=list(COMPARISONS))
+
+
+def holm_over(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """Return comparisons with `p_holm` filled: Holm's correction over all rows of the table, whatever they compare."""
+    return comparisons.assign(p_holm=holm(comparisons["p_value"].to_numpy(dtype=np.float64)))
+
+
+def floor_of(first: pd.DataFrame, again: pd.DataFrame) -> Floor:
+    """Return how much two scores tables of the same model differ, over the items scored in both.
+
+    Raises:
+        DataError: when the item sets differ, a column is missing, or an item is there twice.
+    """
+    whole = aligned(first, again)
+    one, two = paired(whole)
+    apart = (one["value"] - two["value"]).abs()
+    tables = {"outcome": (one, two), "correct": (one, two), "scored": whole}
+    counts = {name: changes_of(*pair, name) for name, pair in tables.items()}
+    return Floor(
+        num_items=len(one),
+        largest_difference=float(apart.max()) if apart.notna().any() else 0.0,
+        changed_answers=int((one["answer"] != two["answer"]).sum()),
+        changed={name: (up + down) / total if total else 0.0 for name, (up, down, total) in counts.items()},
+    )
+
+
+def with_floor(comparisons: pd.DataFrame, floor: Floor) -> pd.DataFrame:
+    """Return comparisons with `above_floor`: whether more answers changed than when a model is asked twice.
+
+    Of a metric without flips it stays None.
+    """
+    above = [
+        bool(gross > floor.changed[flips]) if flips else None
+        for flips, gross in zip(comparisons["flips"], comparisons["gross"], strict=True)
+    ]
+    return comparisons.assign(above_floor=pd.Series(above, index=comparisons.index, dtype=object))
+
+
+def aligned(base_scores: pd.DataFrame, other_scores: pd.DataFrame) -> Pair:
+    """Return two scores tables row by row alike, by item id; clusters and labels are the base's.
+
+    Raises:
+        DataError: when the item sets differ; an item that one model was not scored on must still have its row.
+    """
+    base, other = ordered(base_scores), ordered(other_scores)
+    mine, theirs = set(base["item_id"]), set(other["item_id"])
+    for which, only in (("base", mine - theirs), ("other model", theirs - mine)):
+        if only:
+            named = ", ".join(repr(each) for each in sorted(only)[:MOST_NAMED])
+            more = f" and {len(only) - MOST_NAMED} more" if len(only) > MOST_NAMED else ""
+            raise DataError(
+                f"Expected both models to be asked the same items, got {named}{more} of the {which} alone: score both "
+                "with the same benchmark, limit and seed."
+            )
+    kept = ["cluster", *(name for name in base.columns if name.startswith("label:"))]
+    return base, other.assign(**{name: base[name] for name in kept})
+
+
+def paired(whole: Pair) -> Pair:
+    """Return the rows of two aligned tables that are scored in both."""
+    both = (whole[0]["state"] == SCORED) & (whole[1]["state"] == SCORED)
+    return whole[0][both], whole[1][both]
+
+
+def changes_of(base: pd.DataFrame, other: pd.DataFrame, column: str) -> tuple[int, int, int]:
+    """Return how many rows of two paired tables went up and down in a 0/1 column, and how many have numbers in both."""
+    before, after = (table[column].to_numpy(dtype=np.float64) for table in (base, other))
+    total = int((~np.isnan(before) & ~np.isnan(after)).sum())
+    return int((after > before).sum()), int((after < before).sum()), total
+
+
+def _counts(whole: Pair, group: Group) -> dict[str, int]:
+    rows = group.rows(whole[0])
+    scored = [(table["state"] == SCORED).to_numpy()[rows] for table in whole]
+    return {
+        "num_paired": int((scored[0] & scored[1]).sum()),
+        "num_unpaired": int((scored[0] ^ scored[1]).sum()),
+    }
+
+
+def _changes(tables: Pair, group: Group, metric: Metric, level: float) -> dict[str, Any]:
+    if metric.flips is None:
+        return {"flips": "", "to_one": 0, "to_zero": 0, "net": np.nan, "gross": np.nan}
+    rows = group.rows(tables[0])
+    up, down, total = changes_of(tables[0].iloc[rows], tables[1].iloc[rows], metric.flips)
+    low, high = wilson_interval(up + down, total, level)
+    shares = {"net": (up - down) / total, "gross": (up + down) / total} if total else {"net": np.nan, "gross": np.nan}
+    return {"flips": metric.flips, "to_one": up, "to_zero": down, "gross_low": low, "gross_high": high} | shares
+
+
+def _tested(changes: dict[str, Any], difference: np.ndarray) -> dict[str, Any]:
+    if np.isnan(difference[0]):
+        return {"p_value": np.nan, "test": ""}
+    if changes["flips"]:
+        return {"p_value": mcnemar_exact(changes["to_one"], changes["to_zero"]), "test": MCNEMAR}
+    return {"p_value": sign_p_value(difference[1:]), "test": BY_BOOTSTRAP}
+
+
+def _described(metric: Metric) -> dict[str, Any]:
+    neutral = np.nan if metric.neutral is None else metric.neutral
+    told = {"metric": metric.name, "aspect": metric.aspect, "unit": metric.unit, "neutral": neutral}
+    return told | {"higher_means": metric.higher_means, "p_holm": np.nan, "above_floor": None}

@@ -1,0 +1,93 @@
+"""The verbs about bias and behaviour: bias, bias list, compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rich.console import Console
+
+from fairsisa.bias.catalogue import benchmarks
+from fairsisa.cli.composing import instantiate_loggers
+from fairsisa.cli.fairness import counting
+from fairsisa.cli.printing import print_rows, say
+from fairsisa.cli.reading import paths_of
+from fairsisa.report.bias import BiasReport, findings
+from fairsisa.runs import bias as asking
+from fairsisa.runs import comparing
+from fairsisa.settings import BiasSettings, ComparisonSettings, ScoringSettings, plain, settings_from
+
+Config = Mapping[str, Any]
+Settings = TypeVar("Settings", bound=BiasSettings)
+LISTS = ("models", "other", "benchmarks", "corpora")
+"""Settings that take one value or a list."""
+
+
+def bias(config: Config, overrides: Sequence[str]) -> None:
+    """Ask models benchmarks of bias, toxicity and behaviour."""
+    settings, scoring = _own(config, BiasSettings), _scoring(config)
+    directory = _directory(config, settings, scoring, "bias")
+    say(f"out: {directory}")
+    with counting("items", Console()) as tell:
+        report = asking.bias_run(
+            directory,
+            settings,
+            scoring,
+            paths=paths_of(config),
+            loggers=instantiate_loggers(config["logger"] or {}, directory),
+            on_progress=tell,
+            command=" ".join(["fairsisa", "bias", *overrides]),
+        )
+    _show(report, directory / "bias.html")
+
+
+def compare(config: Config, overrides: Sequence[str]) -> None:
+    """Compare models with one, item by item."""
+    settings, scoring = _own(config, ComparisonSettings), _scoring(config)
+    directory = _directory(config, settings, scoring, "compare")
+    say(f"out: {directory}")
+    with counting("items", Console()) as tell:
+        report = comparing.compare_run(
+            directory,
+            settings,
+            scoring,
+            paths=paths_of(config),
+            loggers=instantiate_loggers(config["logger"] or {}, directory),
+            on_progress=tell,
+            command=" ".join(["fairsisa", "compare", *overrides]),
+        )
+    _show(report, directory / "compare.html")
+
+
+def bias_list(config: Config, overrides: Sequence[str]) -> None:
+    """List the benchmarks, what models they ask and how, and under which licence their data is."""
+    rows = []
+    for name, each in sorted(benchmarks().items()):
+        readouts = {kind: [one.name for one in each.readouts if one.kind == kind] for kind in each.kinds}
+        told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in readouts.items())
+        rows.append({"benchmark": name, "models and readouts": told, "licence of the data": each.licence})
+    print_rows(rows)
+
+
+def _own(config: Config, kind: type[Settings]) -> Settings:
+    """Return the settings that stand at the top of a config; where a list is wanted, one value will do."""
+    values = {key: config[key] for key in plain(kind())}
+    values = {key: [value] if key in LISTS and not isinstance(value, list) else value for key, value in values.items()}
+    return settings_from(kind, values, "")
+
+
+def _scoring(config: Config) -> ScoringSettings:
+    return settings_from(ScoringSettings, config["scoring"], "scoring")
+
+
+def _directory(config: Config, settings: BiasSettings, scoring: ScoringSettings, verb: str) -> Path:
+    if config["out"] is not None:
+        return Path(str(config["out"])).expanduser()
+    return asking.directory_of(settings, scoring, root=paths_of(config).root, verb=verb)
+
+
+def _show(report: BiasReport, page: Path) -> None:
+    for sentence in findings(report):
+        say(sentence)
+    say(f"page: {page}")

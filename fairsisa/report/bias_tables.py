@@ -1,0 +1,291 @@
+"""The tables that people read on the page about bias and behaviour."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from fairsisa.report.bias_content import BiasReport, overall, series_names
+from fairsisa.report.bias_findings import differs, metric_words, p_words, value_words
+from fairsisa.report.planning_plots import size_words
+from fairsisa.report.rows import Row, by_key, records
+from fairsisa.report.tables import Cell, Table
+from fairsisa.report.words import UNDEFINED, percent
+
+MOST_ROWS = 60
+MODELS_SIDE_BY_SIDE = 3
+SHORT_DIGEST = 12
+NONE = "—"
+ORDER = {"bias": 0, "toxicity": 1, "capability": 2, "coverage": 3}
+
+
+@dataclass(frozen=True)
+class MarkedCell(Cell):
+    """A cell that the page sets off: `mark` is "warning" for what a reader must not overlook, "told" for what holds."""
+
+    mark: str = ""
+
+
+def cut(caption: str, columns: Sequence[str], rows: Sequence[tuple[Cell, ...]], *, num_text: int = 1) -> Table:
+    """Return a table of the first `MOST_ROWS` rows; its caption says how many there are."""
+    more = f" (first {MOST_ROWS} of {len(rows):,} shown, all in the CSV)" if len(rows) > MOST_ROWS else ""
+    return Table(f"{caption}{more}", tuple(columns), tuple(rows[:MOST_ROWS]), num_text=num_text)
+
+
+def models_table(models: pd.DataFrame) -> Table:
+    """Show every model: what it is, how large, and whether it has learnt anything; empty columns are left out."""
+    shown: list[tuple[str, str, Callable[[Row], Cell]]] = [
+        ("name", "model", lambda row: Cell(str(row["name"]))),
+        ("kind", "kind", lambda row: Cell(row["kind"])),
+        ("digest", "digest", lambda row: Cell(str(row["digest"])[:SHORT_DIGEST])),
+        ("capability", "capability check", _capability),
+        ("num_parameters", "parameters", lambda row: _whole(row["num_parameters"])),
+        ("bytes_on_disk", "on disk", _bytes),
+        ("sparsity", "zeros", lambda row: Cell(percent(row["sparsity"]) if math.isfinite(row["sparsity"]) else NONE)),
+    ]
+    kept = [each for each in shown if models[each[0]].notna().any() and (models[each[0]] != "").any()]
+    rows = [tuple(cell(row) for _, _, cell in kept) for row in records(models)]
+    num_text = sum(name in ("name", "kind", "digest", "capability") for name, _, _ in kept)
+    return cut("Models", [title for _, title, _ in kept], rows, num_text=num_text)
+
+
+def measure_tables(measures: pd.DataFrame) -> Iterator[tuple[str, str, list[Table], list[Table]]]:
+    """Yield for each benchmark and readout: both names, the tables over all items, and those of its groups."""
+    for (benchmark, readout), own in measures.groupby(["benchmark", "readout"], sort=False):
+        whole, groups = overall(own), own[own["group"] != ""]
+        few = whole["model"].nunique() <= MODELS_SIDE_BY_SIDE
+        tables = [_by_metric(whole)] if few else [_by_model(whole), _meanings(whole)]
+        yield str(benchmark), str(readout), tables, [_group_table(groups)] if len(groups) else []
+
+
+def comparison_tables(content: BiasReport) -> tuple[list[Table], list[Table]]:
+    """Return the table of differences over all items, and that of groups; those told apart come first."""
+    tables: list[list[Table]] = [[], []]
+    named = content.comparisons.assign(benchmark=series_names(content.comparisons))
+    for place, own in enumerate((overall(named), named[named["group"] != ""])):
+        rows = sorted(records(own), key=lambda row: (not row["p_holm"] <= 1, row["p_holm"], row["p_value"]))
+        if rows:
+            caption = f"Differences from the base{' by group' if place else ''}, those told apart first"
+            tables[place].append(_differences(caption, rows, content.alpha, grouped=bool(place)))
+    return tables[0], tables[1]
+
+
+def behaviour_table(behaviours: pd.DataFrame) -> Table:
+    """Show how answers changed on benchmarks with a key."""
+    columns = (
+        *("model", "base", "benchmark"),
+        *("items", "flips", "all flips", "right to wrong", "wrong to right", "wrong to other wrong"),
+        *("accuracy, points", "top margin, changed", "unchanged", "KL(base, model)", "KL(model, base)"),
+    )
+    rows = [
+        (
+            *(Cell(str(row[name])) for name in ("other", "base", "benchmark")),
+            _whole(row["num_items"]),
+            *(Cell(percent(row[name])) for name in ("flips", "all_flips")),
+            *(_whole(row[name]) for name in ("correct_to_wrong", "wrong_to_correct", "wrong_to_wrong")),
+            _figures(100 * row["accuracy_change"], "+.1f"),
+            *(_figures(row[name], ".3f") for name in ("top_margin_changed", "top_margin_unchanged")),
+            *(_figures(row[name], ".3g") for name in ("kl_forward", "kl_backward")),
+        )
+        for row in records(behaviours)
+    ]
+    return cut("Changed answers, and KL divergence over the options in nats", columns, rows, num_text=3)
+
+
+def divergence_table(divergences: pd.DataFrame) -> Table:
+    """Show KL over the full vocabulary, a token."""
+    rows = [
+        (
+            *(Cell(str(row[name])) for name in ("other", "base", "corpus")),
+            *(_with_ends(row, f"kl_{way}") for way in ("forward", "backward")),
+            Cell(percent(row["same_top"])),
+            _whole(row["num_tokens"]),
+        )
+        for row in records(divergences)
+    ]
+    columns = ("model", "base", "text", "KL(base, model)", "KL(model, base)", "same likeliest token", "tokens")
+    return cut("KL divergence over the full vocabulary, nats a token", columns, rows, num_text=3)
+
+
+def plain_table(caption: str, table: pd.DataFrame, *, num_text: int = 1) -> Table:
+    """Show a table as it is, but for columns that hold nothing."""
+    kept = [str(name) for name in table.columns if table[name].notna().any() and (table[name] != "").any()]
+    rows = [tuple(Cell(_as_text(row[name])) for name in kept) for row in records(table[kept])]
+    return cut(caption, [metric_words(name) for name in kept], rows, num_text=num_text)
+
+
+def _by_metric(whole: pd.DataFrame) -> Table:
+    """Show few models side by side, a row a metric with what higher means."""
+    models = list(dict.fromkeys(whole["model"]))
+    found = by_key(whole, ("model", "metric"))
+    rows = []
+    for row in _metrics(whole):
+        cells = (_measured(found.get((model, row["metric"]))) for model in models)
+        name = Cell(metric_words(row["metric"]), str(row["aspect"]))
+        rows.append((name, Cell(row["higher_means"]), Cell(_reference(row)), *cells))
+    columns = ("metric", "higher means", "reference", *models)
+    return Table("Over all items, with intervals", columns, tuple(rows), num_text=3)
+
+
+def _by_model(whole: pd.DataFrame) -> Table:
+    """Show many models one below the other, a column a metric."""
+    metrics, found = _metrics(whole), by_key(whole, ("model", "metric"))
+    rows = [
+        (Cell(model), *(_measured(found.get((model, row["metric"]))) for row in metrics))
+        for model in dict.fromkeys(whole["model"])
+    ]
+    return cut("Over all items, with intervals", ("model", *(metric_words(row["metric"]) for row in metrics)), rows)
+
+
+def _meanings(whole: pd.DataFrame) -> Table:
+    rows = tuple(
+        (
+            Cell(metric_words(row["metric"])),
+            Cell(row["aspect"]),
+            Cell(row["higher_means"]),
+            Cell(_reference(row)),
+        )
+        for row in _metrics(whole)
+    )
+    return Table("What the metrics mean", ("metric", "aspect", "higher means", "reference"), rows, num_text=4)
+
+
+def _metrics(whole: pd.DataFrame) -> list[Row]:
+    """Return a row a metric, bias before capability before coverage."""
+    rows = records(whole.drop_duplicates("metric"))
+    return sorted(rows, key=lambda row: ORDER.get(str(row["aspect"]), len(ORDER)))
+
+
+def _group_table(groups: pd.DataFrame) -> Table:
+    rows = [
+        (
+            Cell(row["group"]),
+            Cell(metric_words(row["metric"])),
+            Cell(row["model"]),
+            _measured(row),
+            _whole(row["num_scored"]),
+        )
+        for row in records(groups[groups["aspect"] != "coverage"])
+    ]
+    return cut("By group", ("group", "metric", "model", "value", "items scored"), rows, num_text=3)
+
+
+def _differences(caption: str, rows: Sequence[Row], alpha: float, *, grouped: bool) -> Table:
+    columns = (
+        *("benchmark", "metric", *(["group"] if grouped else []), "model", "verdict"),
+        *("base", "model", "difference", "p", "p, corrected", "items"),
+        *("0 to 1", "1 to 0", "changed"),
+    )
+    names = ("benchmark", *(["group"] if grouped else []))
+    shown = []
+    for row in rows:
+        unit = str(row["unit"])
+        words = [Cell(str(row[name])) for name in names]
+        words.insert(1, Cell(metric_words(row["metric"])))
+        shown.append(
+            (
+                *words,
+                Cell(str(row["other"]), f"against {row['base']}"),
+                verdict(row, alpha),
+                Cell(value_words(row["base_value"], unit)),
+                Cell(value_words(row["other_value"], unit)),
+                _difference(row),
+                Cell(p_words(row["p_value"]).removeprefix("p = ").removeprefix("p "), str(row["test"])),
+                Cell(p_words(row["p_holm"]).removeprefix("p = ").removeprefix("p ")),
+                _paired(row),
+                *_flips(row),
+            )
+        )
+    return cut(caption, columns, shown, num_text=5 if grouped else 4)
+
+
+def verdict(row: Row, alpha: float) -> MarkedCell:
+    """Return in words whether a comparison tells the two models apart, and whether by more than the floor."""
+    floor = "within the floor" if row["above_floor"] is False and row["to_one"] + row["to_zero"] > 0 else ""
+    if not math.isfinite(row["p_holm"]):
+        return MarkedCell("not tested", floor)
+    if not differs(row, alpha):
+        return MarkedCell("not told apart", floor)
+    return MarkedCell("lower" if row["difference"] < 0 else "higher", floor, "told")
+
+
+def _difference(row: Row) -> Cell:
+    unit = str(row["unit"])
+    if not math.isfinite(row["difference"]):
+        return Cell(UNDEFINED)
+    ends = f"[{_short(row['low'], unit, plus=True)}, {_short(row['high'], unit, plus=True)}]"
+    return Cell(value_words(row["difference"], unit, plus=True), ends)
+
+
+def _paired(row: Row) -> Cell:
+    alone = int(row["num_unpaired"]) if math.isfinite(row["num_unpaired"]) else 0
+    return Cell(_whole(row["num_paired"]).text, f"{alone:,} in one only" if alone else "")
+
+
+def _flips(row: Row) -> tuple[Cell, Cell, Cell]:
+    if not row["flips"] or not math.isfinite(row["gross"]):
+        return Cell(NONE), Cell(NONE), Cell(NONE)
+    ends = f"[{percent(row['gross_low'])}, {percent(row['gross_high'])}]"
+    return _whole(row["to_one"]), _whole(row["to_zero"]), Cell(percent(row["gross"]), ends)
+
+
+def _measured(row: Row | None) -> Cell:
+    if row is None:
+        return Cell(NONE)
+    unit, flag = str(row["unit"]), str(row["flag"])
+    value = value_words(row["value"], unit)
+    ends = "" if value == UNDEFINED else f"[{_short(row['low'], unit)}, {_short(row['high'], unit)}]"
+    if flag:
+        return MarkedCell(value, f"{ends} {flag}".strip(), "warning")
+    return Cell(value, ends)
+
+
+def _reference(row: Row) -> str:
+    told = [
+        f"{name} {value_words(row[name], str(row['unit']))}"
+        for name in ("neutral", "chance")
+        if math.isfinite(row[name])
+    ]
+    return ", ".join(told) or NONE
+
+
+def _capability(row: Row) -> Cell:
+    if row["capable"] is None:
+        return Cell("not checked", row["capability"])
+    return Cell("passed", row["capability"]) if row["capable"] else MarkedCell("failed", row["capability"], "warning")
+
+
+def _with_ends(row: Row, name: str) -> Cell:
+    if not math.isfinite(row[name]):
+        return Cell(UNDEFINED)
+    low, high = row[f"{name}_low"], row[f"{name}_high"]
+    return Cell(f"{row[name]:.3g}", f"[{low:.3g}, {high:.3g}]" if math.isfinite(low) else "")
+
+
+def _short(value: float, unit: str, *, plus: bool = False) -> str:
+    return value_words(value, unit, plus=plus).removesuffix(" %")
+
+
+def _figures(value: float, form: str) -> Cell:
+    return Cell(f"{value:{form}}" if math.isfinite(value) else NONE)
+
+
+def _whole(value: Any) -> Cell:
+    return Cell(f"{int(value):,}" if value is not None and math.isfinite(value) else NONE)
+
+
+def _bytes(row: Row) -> Cell:
+    value = row["bytes_on_disk"]
+    return Cell(size_words(value) if math.isfinite(value) else NONE)
+
+
+def _as_text(value: Any) -> str:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return NONE
+        return f"{int(value):,}" if value.is_integer() else f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
