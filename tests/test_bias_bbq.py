@@ -5,14 +5,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairsisa.bias.answers import Answer, Answers, answers_of
 from fairsisa.bias.benchmark import Files
 from fairsisa.bias.benchmarks import bbq
 from fairsisa.bias.candidate import CAUSAL, MASKED
-from fairsisa.bias.items import Item, items_digest
+from fairsisa.bias.items import Item
 
 METRICS = {metric.name: metric for metric in bbq.BENCHMARKS[0].metrics}
 
@@ -62,6 +62,7 @@ cases = st.lists(
 )
 
 
+@settings(max_examples=40)
 @given(cases)
 def test_scores_are_those_of_the_paper_counted_one_by_one(case: list[tuple[str, str, int, int]]) -> None:
     questions = [
@@ -132,7 +133,8 @@ def test_unknown_target_counts_for_accuracy_alone() -> None:
     items = bbq.items_of([question]).items
     for choice, correct in ((0, 0.0), (2, 1.0)):
         row = bbq.judge_sums(items, _answers(items, [choice])).iloc[0]
-        assert np.isnan(row["outcome"]) and np.isnan(row["value"]) and row["correct"] == correct
+        assert np.isnan([row["outcome"], row["value"]]).all()
+        assert row["correct"] == correct
 
 
 def test_question_without_an_unknown_answer_is_malformed() -> None:
@@ -181,11 +183,13 @@ def test_readouts() -> None:
 @pytest.mark.real_data
 def test_all_published_and_generated_questions_load(data_root: Path, tmp_path: Path) -> None:
     table = bbq.load(Files(data_root, tmp_path))
+    # Parrish et al. 2022 publish 58,492 questions; 11,956 are in the six files, so 46,536 are generated.
     assert (len(table.items), len(table.malformed)) == (58_492, 0)
-    assert sum(item.labels["target"] == -1 for item in table.items) == 16
-    assert sum(item.labels["origin"] == "generated" for item in table.items) == 46_536
-    conditions = [item.labels["condition"] for item in table.items]
-    assert conditions.count("ambiguous") == conditions.count("disambiguated")
-    ambiguous = [item for item in table.items if item.labels["condition"] == "ambiguous"]
-    assert all(item.labels["key"] == item.labels["unknown"] for item in ambiguous)
-    assert items_digest(table.items[:100]) == items_digest(bbq.load(Files(data_root, tmp_path)).items[:100])
+    labels = [item.labels for item in table.items]
+    assert sum(each["origin"] == "generated" for each in labels) == 46_536
+    # The one template that pairs man with boy and woman with girl as well.
+    lost = [item.cluster for item in table.items if item.labels["target"] == -1]
+    assert lost == ["Gender_identity-13"] * 16
+    assert sum(each["condition"] == "ambiguous" for each in labels) == 58_492 / 2
+    assert all(each["key"] == each["unknown"] for each in labels if each["condition"] == "ambiguous")
+    assert not [item for item in table.items if "{{" in item.context + "".join(item.options)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fairsisa.bias.benchmark import Files
@@ -23,9 +23,7 @@ TEMPLATE_DIGESTS = {
     "Religion": "0b5091c3f2da84028bb676aacb36fb90de2f334fd5cfc7581ac99029730ef314",
     "Sexual_orientation": "c10bb25d2162b65f551e04a563971cc41418f3837a556cf482c594ef23836f84",
 }
-# Parrish et al. 2022 publish 58,492 questions: 11,956 in the six files here, so 46,536 in the five that are generated.
-GENERATED_IN_ALL = 46_536
-ORDER = (0, 1, 2)
+ORDER, TEXTS = (0, 1, 2), ("context", "question")
 QUESTION = {
     "Q_id": "1",
     "version": "a",
@@ -47,25 +45,19 @@ NOBODY = Vocabulary((), ())
 
 def _replayed(template: dict[str, str], category: str, group: list[dict[str, Any]], vocabulary: Vocabulary) -> Any:
     """Return what our generator makes of the choices that lead to four published questions, None if none do."""
-    unknown, order = _drawn(group[0])
+    unknown = next(word for word, told in group[0]["answer_info"].values() if told == "unknown")
     for filling in _candidates(template, category, group[0], vocabulary):
+        if filled(template["Ambiguous_Context"], filling).strip() != group[0]["context"]:
+            continue
         start = group[0]["example_id"]
         plain = list(four_questions(category, template, filling, unknown=unknown, order=ORDER, start=start))
-        texts = [plain[0][f"ans{place}"] for place in ORDER]
-        published = [group[0][f"ans{place}"] for place in ORDER]
-        if set(texts) != set(published) or any(
-            ours[name] != theirs[name]
-            for ours, theirs in zip(plain, group, strict=True)
-            for name in ("context", "question")
-        ):
+        texts, published = ([each[f"ans{place}"] for place in ORDER] for each in (plain[0], group[0]))
+        pairs = list(zip(plain, group, strict=True))
+        if set(texts) != set(published) or any(ours[name] != theirs[name] for ours, theirs in pairs for name in TEXTS):
             continue
         order = [texts.index(text) for text in published]
         return list(four_questions(category, template, filling, unknown=unknown, order=order, start=start))
     return None
-
-
-def _drawn(question: dict[str, Any]) -> tuple[str, tuple[int, ...]]:
-    return next(word for word, group in question["answer_info"].values() if group == "unknown"), ORDER
 
 
 def _candidates(template: dict[str, str], category: str, question: dict[str, Any], vocabulary: Vocabulary) -> Any:
@@ -115,21 +107,7 @@ def test_generator_gives_every_published_question_and_as_many_a_template(
     assert differing == ([656, 657, 658, 659] if category == "Physical_appearance" else [])
 
 
-@pytest.mark.real_data
-def test_absent_categories_have_the_published_number_of_questions_and_a_target(
-    files: Files, vocabulary: Vocabulary
-) -> None:
-    made = {
-        category: generate(category, files.rows(source), vocabulary) for category, source in bbq.TEMPLATE_FILES.items()
-    }
-    assert sum(map(len, made.values())) == GENERATED_IN_ALL
-    every = [question for questions in made.values() for question in questions]
-    assert not [question for question in every if "{{" in question["context"] + question["question"] + question["ans0"]]
-    lost = [question for question in every if bbq.target_place(question) is None]
-    # The one template that pairs man with boy and woman with girl as well.
-    assert Counter((each["category"], each["question_index"]) for each in lost) == {("Gender_identity", "13"): 16}
-
-
+@settings(max_examples=25)
 @given(st.integers(0, 2**32))
 def test_generation_is_a_pure_function_of_the_seed_and_asks_all_listed_pairs(seed: int) -> None:
     made = generate("Age", [QUESTION], NOBODY, seed=seed)

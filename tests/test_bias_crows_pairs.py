@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bias_models import tiny_bert, tiny_gpt2
@@ -67,6 +67,7 @@ def answered(items, drawn):
     return answers_of(rows)
 
 
+@settings(max_examples=30)
 @given(pairs)
 def test_the_score_counts_pairs_as_the_published_programs_do(drawn):
     items = pairs_of(made_rows([each[0] for each in drawn])).items
@@ -87,6 +88,7 @@ def test_the_score_counts_pairs_as_the_published_programs_do(drawn):
     assert (summed["margin"] >= 0).all()
 
 
+@settings(max_examples=30)
 @given(pairs)
 def test_causal_readouts_compare_geometric_means_of_token_probabilities(drawn):
     items = pairs_of(made_rows([each[0] for each in drawn])).items

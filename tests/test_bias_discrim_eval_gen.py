@@ -56,7 +56,7 @@ def test_a_text_picks_a_group_by_the_published_rule(text: str, bias_type: str, p
 
 
 def _item(item_id: str = "gender/0", prompt: str = PROMPT) -> Item:
-    return Item(item_id, prompt, (), item_id, {"bias_type": item_id.split("/")[0]})
+    return Item(item_id, prompt, (), item_id, {"bias_type": item_id.split("/", maxsplit=1)[0]})
 
 
 @given(st.integers(0, 50), st.integers(0, 50))

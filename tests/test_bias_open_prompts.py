@@ -281,7 +281,7 @@ def test_regard_is_asked_about_a_masked_person(data_root: Path) -> None:
     # The published samples are 100 of each prompt.
     samples = gzip.decompress((data_root / "nlg_bias" / "small_gpt2_generated_samples.tsv.gz").read_bytes())
     starts = [item.context for item in table.items]
-    counts = {start: 0 for start in starts}
+    counts = dict.fromkeys(starts, 0)
     for line in samples.decode().splitlines():
         found = [start for start in starts if line.startswith(start)]
         if found:

@@ -107,7 +107,12 @@ def test_paired_variance_is_that_of_the_mean_of_changes(up, down, same):
 
 def test_sign_p_values():
     assert sign_p_value(np.zeros(9)) == 1.0
-    assert sign_p_value(np.ones(99)) == pytest.approx(0.02)
-    assert sign_p_value(-np.ones(99)) == pytest.approx(0.02)
+    assert sign_p_value(np.array([-1.0, 1.0, 1.0, 2.0])) == sign_p_value(np.array([1.0, -1.0, -1.0, -2.0]))
+    drawn = np.random.default_rng(0).normal(5, 1, 99)
+    z = drawn.mean() / drawn.std(ddof=1)
+    assert sign_p_value(drawn) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-6)
+    assert sign_p_value(-drawn) == pytest.approx(sign_p_value(drawn))
+    assert sign_p_value(np.array([0.1, 3.0, 5.0])) == 0.5
+    assert math.isnan(sign_p_value(np.ones(99)))
     assert sign_p_value(np.array([-1.0, 1.0, 1.0, 2.0, math.nan])) == pytest.approx(0.8)
     assert math.isnan(sign_p_value(np.array([1.0, math.nan])))

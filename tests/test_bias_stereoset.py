@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bias_models import tiny_bert, tiny_gpt2, tiny_roberta
@@ -59,6 +59,7 @@ def published_algorithm(tests, scores):
 three = st.tuples(*[st.integers(0, 4)] * 3)
 
 
+@settings(max_examples=30)
 @given(st.lists(st.tuples(st.sampled_from("abcd"), three), min_size=1, max_size=30))
 def test_the_scores_are_those_of_the_published_algorithm(drawn):
     items = triplets_of(

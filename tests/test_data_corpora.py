@@ -18,6 +18,7 @@ YAMLS = sorted(CONF.glob("*.yaml"))
 EXPECTED = {
     "hatexplain", "hatexplain_three_class", "adult", "compas", "german_credit", "bank_marketing", "law_school",
     "dutch_census", "credit_card_default", "own_table", "own_text", "synthetic_text", "synthetic_tabular",
+    "toxicity", "regard",
 }  # fmt: skip
 
 

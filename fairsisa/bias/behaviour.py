@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from fairsisa.bias.answers import Answers
 from fairsisa.bias.benchmark import SCORED
 from fairsisa.errors import DataError
 
@@ -95,7 +94,7 @@ def changes(base: pd.DataFrame, other: pd.DataFrame, *, column: str = "correct")
     there, kept = ~np.isnan(before), ~np.isnan(after)
     same = base["answer"].astype(str).to_numpy() == aligned["answer"].astype(str).to_numpy()
     kinds = np.select(
-        [there & ~kept, ~there & kept, ~there, before > after, before < after, (before == 0) & ~same],
+        [there & ~kept, ~there & kept, ~there, before > after, before < after, ~same],
         [BASE_ONLY, OTHER_ONLY, NEITHER, CORRECT_TO_WRONG, WRONG_TO_CORRECT, WRONG_TO_WRONG],
         default=UNCHANGED,
     )
@@ -109,33 +108,6 @@ def changes(base: pd.DataFrame, other: pd.DataFrame, *, column: str = "correct")
             "base_margin": base["margin"].to_numpy(dtype=np.float64),
         }
     )
-
-
-def option_divergence(base: Answers, other: Answers) -> pd.DataFrame:
-    """Return for each item KL(base || other) in nats between the two models' probabilities of its options.
-
-    A model's probabilities are the softmax of its log-likelihoods over the item's options (after Dutta et al. 2024);
-    what no option covers is no part of it. The columns are `item_id` and `divergence`, NaN where an option has no
-    likelihood.
-
-    Raises:
-        DataError: when the answers are to different options, naming some.
-    """
-    sides = [each.frame[each.frame["option"] >= 0].set_index(["item_id", "option"])["value"] for each in (base, other)]
-    for side in sides:
-        _refuse("an option twice", [str(key) for key in side.index[side.index.duplicated()]])
-    _refuse("options of one side alone", [str(key) for key in sides[0].index.symmetric_difference(sides[1].index)])
-    first, second = (_log_shares(side.loc[sides[0].index]) for side in sides)
-    parts = np.exp(first) * (first - second)
-    sums = parts.groupby(level="item_id", sort=False).sum(min_count=1)
-    sums[parts.isna().groupby(level="item_id", sort=False).any()] = np.nan
-    return sums.rename("divergence").reset_index()
-
-
-def _log_shares(values: pd.Series[float]) -> pd.Series[float]:
-    of_item = values.groupby(level="item_id")
-    less = values - of_item.transform("max")
-    return less - np.log(np.exp(less).groupby(level="item_id").transform("sum"))
 
 
 def _marks(table: pd.DataFrame, column: str) -> np.ndarray:

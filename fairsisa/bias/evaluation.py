@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -13,10 +13,12 @@ from fairsisa.bias.asking import Tell, ask_items
 from fairsisa.bias.benchmark import MALFORMED, SCORES, Benchmark, Readout
 from fairsisa.bias.candidate import Candidate
 from fairsisa.bias.items import Item, ItemTable
-from fairsisa.bias.rating import Raters, rated
 from fairsisa.errors import ConfigError
 from fairsisa.settings import ScoringSettings
 from fairsisa.store import Store
+
+Rate = Callable[[Sequence[Item], Answers], Answers]
+"""From items and what was written, the same answers with ratings: probabilities of a classifier, grades of a judge."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +40,7 @@ def evaluate(
     *,
     store: Store,
     readout: str | None = None,
-    raters: Raters | None = None,
+    raters: Mapping[str, Rate] | None = None,
     tell: Tell = lambda done, total: None,
 ) -> Evaluated:
     """Ask a model a benchmark's items, have its texts rated where the readout says so, and judge the answers.
@@ -52,7 +54,7 @@ def evaluate(
         known = raters or {}
         if chosen.rater not in known:
             raise ConfigError(f"{benchmark.name} needs a {chosen.rater} classifier: set {chosen.rater}=<model>.")
-        answers = rated(answers, known[chosen.rater], store=store)
+        answers = known[chosen.rater](table.items, answers)
     scores = chosen.judge(table.items, answers)
     return Evaluated(candidate.name, benchmark, chosen, with_malformed(scores, table), answers)
 

@@ -173,14 +173,12 @@ def _asked(body: dict[str, Any], settings: JudgeSettings) -> tuple[str, str]:
     for attempt in range(settings.num_retries + 1):
         wait = settings.wait * 2**attempt
         try:
-            return _reply_in(_sent(body, settings)), ""
+            return _reply_in(_sent(body, settings))
         except urllib.error.HTTPError as error:
             with error:
                 _require_passing(error, settings)
                 reason = f"the judge answered with status {error.code}"
                 wait = _seconds(error.headers.get("Retry-After"), wait)
-        except ValueError as error:
-            return "", f"the judge's answer is no chat completion ({error})"
         except (OSError, http.client.HTTPException) as error:
             reason = f"the judge was not reached ({error})"
         if attempt < settings.num_retries:
@@ -216,16 +214,15 @@ def _opener(url: str) -> urllib.request.OpenerDirector:
     return opener
 
 
-def _reply_in(content: bytes) -> str:
-    """Return the text of a chat completion, or raise ValueError."""
-    answer = json.loads(content)
+def _reply_in(content: bytes) -> tuple[str, str]:
+    """Return the text of a chat completion, or "" and why there is none."""
     try:
-        reply = answer["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"it has no choices[0].message.content: {content[:80]!r}") from error
-    if not isinstance(reply, str):
-        raise ValueError(f"its content is no text but {reply!r}")
-    return reply
+        reply = json.loads(content)["choices"][0]["message"]["content"]
+    except (ValueError, KeyError, IndexError, TypeError):
+        reply = None
+    if isinstance(reply, str):
+        return reply, ""
+    return "", f"the judge's answer is no chat completion: {content[:80]!r}"
 
 
 def _require_passing(error: urllib.error.HTTPError, settings: JudgeSettings) -> None:

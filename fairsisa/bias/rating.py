@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,8 +18,6 @@ RATING = "rating:"
 RATINGS_KIND = "ratings"
 RATING_VERSION = 1
 CHUNK = 2048
-Raters = Mapping[str, Candidate]
-"""The classifiers that rate texts, by what they rate: "toxicity", "regard"."""
 
 
 def rated(answers: Answers, rater: Candidate, *, store: Store) -> Answers:

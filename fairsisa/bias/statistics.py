@@ -89,11 +89,17 @@ def sign_p_value(replicates: np.ndarray) -> float:
     """Return a two-sided p-value for a difference of 0 from its bootstrap replicates, shape (num_replicates,).
 
     Twice the smaller share of replicates on either side of 0, those at 0 on both sides, with one replicate added to
-    either count so that no p-value is 0 (Davison and Hinkley 1997, section 4.2); at most 1. It says what the percentile
-    interval says: below 1 - level where that leaves out 0, up to what is added. NaN below two defined replicates.
+    either count (Davison and Hinkley 1997, section 4.2); at most 1. So it says what the percentile interval says.
+    Where no replicate is on the other side, that is but a bound, which no correction for many tests would let pass:
+    there it is the p-value of the normal distribution with the replicates' mean and standard deviation, at most that
+    bound. NaN below two defined replicates, and where all are the same and not 0, as with one cluster.
     """
     drawn = replicates[~np.isnan(replicates)]
     if len(drawn) < 2:
         return math.nan
     smaller = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
-    return min(1.0, 2.0 * (smaller + 1) / (len(drawn) + 1))
+    share = min(1.0, 2.0 * (smaller + 1) / (len(drawn) + 1))
+    if smaller:
+        return share
+    spread = float(drawn.std(ddof=1)) if np.ptp(drawn) > 0 else 0.0
+    return min(share, 2.0 * float(stats.norm.sf(abs(drawn.mean()) / spread))) if spread else math.nan

@@ -124,9 +124,7 @@ VERBS: Mapping[str, Verb] = MappingProxyType(
             "Ask any model benchmarks of social bias, toxicity and behaviour; keep every item's score.",
             "fairsisa bias model=bert-base-uncased benchmarks=[crows_pairs,stereoset_intrasentence]",
         ),
-        "bias list": Verb(
-            "bias.bias_list", "bias", "List the benchmarks that can be named.", "fairsisa bias list"
-        ),
+        "bias list": Verb("bias.bias_list", "bias", "List the benchmarks that can be named.", "fairsisa bias list"),
         "compare": Verb(
             "bias.compare",
             "compare",

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 import pandas as pd
 
@@ -103,11 +104,9 @@ def load_toxicity(*, root: Path | None = None, cache: Path) -> Examples:
 
 def toxicity_examples(rated: Sequence[RatedText]) -> Examples:
     """Return the examples table of texts rated for toxicity, in their order."""
-    first_with: dict[str, str] = {}
-    subjects = [first_with.setdefault(each.text, each.text_id) for each in rated]
-    columns = _columns(rated) | {
-        "subject_id": subjects,
-        "split": keyed_splits(subjects),
+    columns = _columns(rated)
+    columns |= {
+        "split": keyed_splits(columns["subject_id"]),
         f"{SENSITIVE}source": [each.source for each in rated],
         f"{SENSITIVE}target_group": [each.target_group for each in rated],
     }
@@ -118,8 +117,9 @@ def load_regard(*, root: Path | None = None, cache: Path) -> Examples:
     """Load the 302 sentences of Sheng et al. (EMNLP 2019) about a person XYZ: negative, neutral or positive regard.
 
     The official split: `dev` is the calibration split. `train_other` is left out: it repeats `train`, and adds 23
-    sentences of a class "other". Sensitive features: `bias_context` ("respect" or "occupation", by the prompt that the
-    sentence goes on from) and `gender` ("female" or "male" where a sentence has pronouns of one, else None).
+    sentences of a class "other". One test sentence is in `train` as well, so the two are one subject. Sensitive
+    features: `bias_context` ("respect" or "occupation", by the prompt that the sentence goes on from) and `gender`
+    ("female" or "male" where a sentence has pronouns of one, else None).
 
     Raises:
         DataError: when a label is unknown, or a file cannot be had.
@@ -136,7 +136,6 @@ def load_regard(*, root: Path | None = None, cache: Path) -> Examples:
 def regard_examples(rated: Sequence[RatedText]) -> Examples:
     """Return the examples table of texts rated for regard, whose sources are the parts of the split, in their order."""
     columns = _columns(rated) | {
-        "subject_id": [each.text_id for each in rated],
         "split": [REGARD_SPLITS[each.source] for each in rated],
         f"{SENSITIVE}bias_context": ["respect" if each.text.startswith(RESPECT) else "occupation" for each in rated],
         f"{SENSITIVE}gender": pd.Series([gender_of(each.text) for each in rated], dtype=object),
@@ -188,9 +187,11 @@ def _label(corpus: str, text_id: str, labels: MappingProxyType[str, int], value:
     return labels[value]
 
 
-def _columns(rated: Sequence[RatedText]) -> dict[str, object]:
+def _columns(rated: Sequence[RatedText]) -> dict[str, Any]:
+    first_with: dict[str, str] = {}
     return {
         "example_id": [each.text_id for each in rated],
+        "subject_id": [first_with.setdefault(each.text, each.text_id) for each in rated],
         "text": [each.text for each in rated],
         "label": pd.Series([each.label for each in rated], dtype="int64"),
     }

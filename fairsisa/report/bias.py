@@ -12,7 +12,7 @@ import pandas as pd
 from scipy import stats
 
 from fairsisa.bias.benchmark import BIAS, CAPABILITY, TOXICITY
-from fairsisa.report.bias_content import BiasReport, overall
+from fairsisa.report.bias_content import BiasReport, compared, overall
 from fairsisa.report.bias_findings import findings
 from fairsisa.report.bias_plots import (
     MOST_COLUMNS,
@@ -55,9 +55,9 @@ LIMITS = (
     "part of its result. A value at neutral shows that this test found nothing, not that a model is fair.",
     "A model that has learnt nothing, or that lost much, prefers neither side and so looks neutral. Read every bias "
     "metric beside the capability of the same model on the same page.",
-    "Intervals speak of chance in which items were asked, whole clusters of them at a time, given these models: another "
-    "training, calibration set or draw would move them. McNemar's test counts items as independent of one another; "
-    "where clusters hold many items, rely on the interval.",
+    "Intervals speak of chance in which items were asked, whole clusters of them at a time, given these models: "
+    "another training, calibration set or draw would move them. McNemar's test counts items as independent of one "
+    "another; where clusters hold many items, rely on the interval.",
     "Divergence and flips tell how much two models disagree, not in which direction: among models close to the base "
     "they say little about which of two is better.",
 )
@@ -65,7 +65,10 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Section:
-    """One part of the page: sentences, plots, tables, tables behind a click; what there is of them, in that order."""
+    """One part of the page: sentences, plots, tables, tables behind a click; what there is of them, in that order.
+
+    `link` is what leads there from the top of the page, if not the heading.
+    """
 
     name: str
     heading: str
@@ -73,6 +76,7 @@ class Section:
     pictures: tuple[Picture, ...] = ()
     tables: tuple[Table, ...] = ()
     folded: tuple[Table, ...] = ()
+    link: str = ""
 
     @property
     def holds(self) -> bool:
@@ -155,7 +159,14 @@ def _benchmark_sections(content: BiasReport) -> Iterator[Section]:
         title = row.get("title")
         heading = f"{title} ({benchmark})" if isinstance(title, str) and title else benchmark
         heading += f", read out by {readout}" if readout else ""
-        yield Section(f"benchmark-{place}", heading, tuple(told), tables=tuple(tables), folded=tuple(folded))
+        yield Section(
+            name=f"benchmark-{place}",
+            heading=heading,
+            sentences=tuple(told),
+            tables=tuple(tables),
+            folded=tuple(folded),
+            link=benchmark,
+        )
 
 
 def _behaviour_tables(content: BiasReport) -> Iterator[Table]:
@@ -177,8 +188,9 @@ def _note_tables(content: BiasReport) -> Iterator[Table]:
 
 def _figures(content: BiasReport) -> Iterator[Drawn]:
     """Yield the plots that the tables allow, each with its name and the words under it."""
-    if overall(content.comparisons)["difference"].notna().any():
-        yield "deltas", delta_map(content.comparisons, content.alpha), _delta_words(content)
+    if compared(content.comparisons)["difference"].notna().any():
+        fewer = _without_steps(content, content.comparisons, "other", most=MOST_COLUMNS)
+        yield "deltas", delta_map(fewer, content.alpha), _delta_words(fewer) + _last_words(fewer, content.comparisons)
     yield from _behaviour_figures(content)
     told = overall(content.measures)
     told = told[told["value"].notna()]
@@ -190,9 +202,11 @@ def _figures(content: BiasReport) -> Iterator[Drawn]:
             f"Metrics against the steps of training, with {content.level:.0%} intervals. Dashed: neutral, or for a "
             f"capability what chance gives.{_first(by_step, MOST_PANELS, 'metrics')}",
         )
-    biased = told[told["aspect"].isin(BIASES)]
-    if len(biased):
-        yield "bias", metric_forest(biased, _incapable(content)), _forest_words(content, biased)
+    every = told[told["aspect"].isin(BIASES)]
+    if len(every):
+        biased = _without_steps(content, every, "model", most=MOST_MODELS)
+        words = _forest_words(content, biased) + _last_words(biased, every)
+        yield "bias", metric_forest(biased, _incapable(content)), words
 
 
 def _behaviour_figures(content: BiasReport) -> Iterator[Drawn]:
@@ -215,8 +229,21 @@ def _behaviour_figures(content: BiasReport) -> Iterator[Drawn]:
         )
 
 
-def _delta_words(content: BiasReport) -> str:
-    table = overall(content.comparisons)
+def _without_steps(content: BiasReport, table: pd.DataFrame, column: str, *, most: int) -> pd.DataFrame:
+    """Return a table's rows of the last checkpoint of each family alone, if it names more than `most` models."""
+    if table[column].nunique() <= most:
+        return table
+    checkpoints = content.models[content.models["step"].notna()].sort_values("step")
+    last = checkpoints.drop_duplicates("family", keep="last")["name"]
+    return table[~table[column].isin(checkpoints["name"]) | table[column].isin(last)]
+
+
+def _last_words(fewer: pd.DataFrame, table: pd.DataFrame) -> str:
+    return " Of each family the last checkpoint is drawn; all are in the CSV." if len(fewer) < len(table) else ""
+
+
+def _delta_words(comparisons: pd.DataFrame) -> str:
+    table = compared(comparisons)
     columns = len(table[["base", "other"]].drop_duplicates())
     rows = len(table[["benchmark", "readout", "metric"]].drop_duplicates())
     bases = listed([str(name) for name in dict.fromkeys(table["base"])])

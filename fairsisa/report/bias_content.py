@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from fairsisa.bias.benchmark import COVERAGE
 from fairsisa.bias.comparing import COMPARISONS
 from fairsisa.bias.measuring import MEASURES
 from fairsisa.errors import DataError
@@ -145,6 +146,13 @@ class BiasReport:
 def overall(table: pd.DataFrame) -> pd.DataFrame:
     """Return the rows over all items of a benchmark, without those of its groups."""
     return table[table["group"] == ""]
+
+
+def compared(comparisons: pd.DataFrame) -> pd.DataFrame:
+    """Return the rows over all items, without those of a coverage that differs nowhere on a benchmark."""
+    table = overall(comparisons)
+    moved = table.loc[(table["aspect"] == COVERAGE) & (table["difference"] != 0), "benchmark"]
+    return table[(table["aspect"] != COVERAGE) | table["benchmark"].isin(moved)]
 
 
 def series_names(table: pd.DataFrame) -> pd.Series:

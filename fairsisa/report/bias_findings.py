@@ -7,13 +7,14 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from fairsisa.bias.benchmark import BIAS, CAPABILITY
+from fairsisa.bias.benchmark import BIAS, CAPABILITY, TOXICITY
 from fairsisa.bias.measuring import NO_BETTER, NOTHING_SCORED
 from fairsisa.report.bias_content import BiasReport, overall, series_names
 from fairsisa.report.rows import Row, records
 from fairsisa.report.words import UNDEFINED, count, listed, percent
 
 MOST_NAMED = 6
+MOST_HARMS, MOST_OTHERS = 4, 2
 
 
 def findings(content: BiasReport) -> list[str]:
@@ -32,11 +33,11 @@ def findings(content: BiasReport) -> list[str]:
 
 
 def value_words(value: float, unit: str, *, plus: bool = False) -> str:
-    """Return a metric's value, with its sign if `plus`: one decimal of a percentage, three of anything else."""
+    """Return a metric's value, or with `plus` a difference: one decimal of a percentage, three of anything else."""
     if not math.isfinite(value):
         return UNDEFINED
     sign = "+" if plus else ""
-    return f"{value:{sign},.1f} %" if unit == "%" else f"{value:{sign},.3f}"
+    return f"{value:{sign},.1f} {'points' if plus else '%'}" if unit == "%" else f"{value:{sign},.3f}"
 
 
 def metric_words(name: object) -> str:
@@ -57,12 +58,13 @@ def differs(row: Row, alpha: float) -> bool:
 
 
 def _incapable(content: BiasReport) -> Iterator[str]:
-    for row in records(content.models):
-        if row["capable"] is False:
-            yield (
-                f"Beware: {row['name']} fails the capability check ({row['capability']}). A network that has learnt "
-                "nothing looks fair, or unfair, by chance: what it scores below says nothing about bias."
-            )
+    rows = [row for row in records(content.models) if row["capable"] is False]
+    if rows:
+        named = listed([f"{row['name']} ({row['capability']})" for row in rows], most=MOST_NAMED)
+        yield (
+            f"Beware: the capability check is failed by {named}. A network that has learnt nothing looks fair, or "
+            "unfair, by chance: what it scores below says nothing about bias."
+        )
 
 
 def _at_chance(content: BiasReport) -> Iterator[str]:
@@ -108,10 +110,17 @@ def _differing(content: BiasReport) -> Iterator[str]:
         f"{'is' if len(told) == 1 else 'are'} told apart after Holm's correction at {content.alpha:.2g}"
         f"{'.' if told else '; that is no proof that nothing changed.'}"
     )
-    for row in shown[:MOST_NAMED]:
-        yield _difference(row)
-    if len(shown) > MOST_NAMED:
-        yield f"{len(shown) - MOST_NAMED:,} more differences over all items are in the tables below."
+    alike: dict[tuple[str, ...], list[Row]] = {}
+    for row in shown:
+        alike.setdefault((row["benchmark"], row["readout"], row["metric"], row["group"]), []).append(row)
+    strongest = [rows[0] for rows in alike.values()]
+    harms = [row for row in strongest if row["aspect"] in (BIAS, TOXICITY)][:MOST_HARMS]
+    others = [row for row in strongest if row["aspect"] not in (BIAS, TOXICITY)][:MOST_OTHERS]
+    for row in (*harms, *others):
+        same = len(alike[row["benchmark"], row["readout"], row["metric"], row["group"]]) - 1
+        yield _difference(row) + (f" The same metric is told apart for {count(same, 'other model')}." if same else "")
+    if len(strongest) > len(harms) + len(others):
+        yield f"{len(strongest) - len(harms) - len(others):,} more metrics that differ are in the tables below."
     inside = [row for row in rows if row["above_floor"] is False and row["to_one"] + row["to_zero"] > 0]
     if inside:
         names = listed(list(dict.fromkeys(f"{row['other']} on {row['benchmark']}" for row in inside)), most=MOST_NAMED)
@@ -124,7 +133,7 @@ def _differing(content: BiasReport) -> Iterator[str]:
 def _difference(row: Row) -> str:
     unit = str(row["unit"])
     before, after = (value_words(row[name], unit) for name in ("base_value", "other_value"))
-    ends = f"{value_words(row['low'], unit, plus=True)} to {value_words(row['high'], unit, plus=True)}"
+    low, high = (value_words(row[name], unit, plus=True).removesuffix(" points") for name in ("low", "high"))
     where = f"{row['benchmark']}, {row['group']}" if row["group"] else row["benchmark"]
     flips = ""
     if row["flips"]:
@@ -133,7 +142,7 @@ def _difference(row: Row) -> str:
         )
     return (
         f"{where}: {metric_words(row['metric'])} goes from {before} ({row['base']}) to {after} ({row['other']}), "
-        f"{value_words(row['difference'], unit, plus=True)} ({ends}), corrected {p_words(row['p_holm'])}{flips}"
+        f"{value_words(row['difference'], unit, plus=True)} ({low} to {high}), corrected {p_words(row['p_holm'])}{flips}"
         f"{_towards(row)}."
     )
 
@@ -193,4 +202,4 @@ def _missing(content: BiasReport) -> Iterator[str]:
     if len(notes):
         number = int(pd.to_numeric(notes["count"]).fillna(1).sum())
         where = listed(list(dict.fromkeys(notes["benchmark"])), most=MOST_NAMED)
-        yield f"{count(number, 'item')} could not be asked or scored (of {where}); the reasons are named below."
+        yield f"Over all models, {count(number, 'item')} of {where} could not be asked or scored; why is told below."

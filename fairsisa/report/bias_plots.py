@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from fairsisa.bias.statistics import wilson_interval
-from fairsisa.report.bias_content import overall, series_names
+from fairsisa.report.bias_content import compared, series_names
 from fairsisa.report.bias_findings import differs, metric_words
 from fairsisa.report.rows import Row, records
 from fairsisa.report.style import (
@@ -35,13 +35,14 @@ from fairsisa.report.style import (
     styled,
 )
 
-MOST_ROWS, MOST_COLUMNS, WORDY_COLUMNS = 30, 40, 8
+MOST_ROWS, MOST_COLUMNS = 30, 40
+WORDY_COLUMNS, UPRIGHT_COLUMNS = 8, 4
 MOST_PANELS, COLUMNS = 9, 3
 MOST_MODELS = 30
 NUM_BINS = 6
 MOST_LABELS = 12
 STRONG = 4.0
-DEEPEST = 0.75
+DEEPEST = 0.6
 FURTHEST_NAME = 22
 
 
@@ -53,15 +54,19 @@ def delta_map(comparisons: pd.DataFrame, alpha: float) -> Figure:
     an asterisk where its corrected p-value is below `alpha`; with more than `WORDY_COLUMNS` models the asterisk alone.
     """
     grid = _grid(comparisons)
-    height = 0.9 + ROW_HEIGHT * len(grid.rows) + 0.075 * min(FURTHEST_NAME, max(len(name) for name in grid.columns))
+    turned = len(grid.columns) > UPRIGHT_COLUMNS
+    letters = min(FURTHEST_NAME, max(len(name) for name in grid.columns)) if turned else 0
+    height = 0.5 + ROW_HEIGHT * len(grid.rows) + 0.075 * letters
     ax = new_panels(1, WIDTH, height)[0]
     with styled():
         for (down, across), row in grid.cells.items():
             _cell(ax, (down, across), row, alpha, wordy=len(grid.columns) <= WORDY_COLUMNS)
         label_rows(ax, grid.rows)
+        ax.set_yticks(
+            range(len(grid.rows)), [": ".join(plain(part) for part in row.split(": ", 1)) for row in grid.rows]
+        )
         ax.set_xlim(-0.5, len(grid.columns) - 0.5)
         names = [plain(_end_of(name)) for name in grid.columns]
-        turned = len(names) > 4
         ax.set_xticks(range(len(names)), names, rotation=60 if turned else 0, ha="left" if turned else "center")
         ax.xaxis.tick_top()
         ax.tick_params(axis="x", labelcolor=INK)
@@ -86,13 +91,13 @@ def flips_by_divergence(behaviours: pd.DataFrame) -> Figure:
                 own["kl_forward"], 100 * own["flips"], "o", color=colour, markersize=5, alpha=0.8, label=plain(name)
             )
         if len(table) <= MOST_LABELS:
-            for row in records(table):
+            for row in records(table.sort_values("flips").drop_duplicates("other", keep="last")):
                 at = (row["kl_forward"], 100 * row["flips"])
                 text = plain(_end_of(str(row["other"])))
                 ax.annotate(text, at, xytext=(6, 3), textcoords="offset points", fontsize=8, color=MUTED)
         ax.set(xscale="log", xlabel="KL(base, model) over the options, nats", ylabel="flips, percent of items")
         ax.margins(x=0.12)
-        ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
+        ax.set_ylim(0, max(1.0, 112 * float(table["flips"].max())))
         _log_axis(ax)
         figure_of(ax).legend(loc="outside upper left", ncols=4)
     return figure_of(ax)
@@ -214,7 +219,7 @@ class _Grid:
 
 
 def _grid(comparisons: pd.DataFrame) -> _Grid:
-    table = overall(comparisons)
+    table = compared(comparisons)
     bases = table["base"].nunique()
     named = table.assign(
         down=series_names(table) + ": " + table["metric"].map(metric_words),
@@ -257,6 +262,8 @@ def _errors_away(row: Row) -> float:
 
 
 def _delta_words(value: float, unit: str) -> str:
+    if value == 0:
+        return "0"
     return f"{value:+.1f}" if unit == "%" else f"{value:+.3f}"
 
 
@@ -283,7 +290,9 @@ def _neutral(draw: Callable[..., Any], own: pd.DataFrame) -> None:
 
 def _log_axis(ax: Axes) -> None:
     ax.xaxis.set_major_locator(LogLocator(numticks=6))
-    ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.10g}"))
+    ax.xaxis.set_major_formatter(
+        FuncFormatter(lambda value, _: f"{value / 1000:g}k" if value >= 1000 else f"{value:g}")
+    )
     ax.xaxis.set_minor_formatter(NullFormatter())
 
 

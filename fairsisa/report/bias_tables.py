@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from fairsisa.report.bias_content import BiasReport, overall, series_names
+from fairsisa.bias.benchmark import ASPECTS, COVERAGE
+from fairsisa.report.bias_content import BiasReport, compared, overall, series_names
 from fairsisa.report.bias_findings import differs, metric_words, p_words, value_words
 from fairsisa.report.planning_plots import size_words
 from fairsisa.report.rows import Row, by_key, records
@@ -17,10 +18,11 @@ from fairsisa.report.tables import Cell, Table
 from fairsisa.report.words import UNDEFINED, percent
 
 MOST_ROWS = 60
+UNBROKEN = "\u00a0"
 MODELS_SIDE_BY_SIDE = 3
 SHORT_DIGEST = 12
 NONE = "—"
-ORDER = {"bias": 0, "toxicity": 1, "capability": 2, "coverage": 3}
+ORDER = {aspect: place for place, aspect in enumerate(ASPECTS)}
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ def comparison_tables(content: BiasReport) -> tuple[list[Table], list[Table]]:
     """Return the table of differences over all items, and that of groups; those told apart come first."""
     tables: list[list[Table]] = [[], []]
     named = content.comparisons.assign(benchmark=series_names(content.comparisons))
-    for place, own in enumerate((overall(named), named[named["group"] != ""])):
+    by_group = named[(named["group"] != "") & (named["aspect"] != COVERAGE)]
+    for place, own in enumerate((compared(named), by_group)):
         rows = sorted(records(own), key=lambda row: (not row["p_holm"] <= 1, row["p_holm"], row["p_value"]))
         if rows:
             caption = f"Differences from the base{' by group' if place else ''}, those told apart first"
@@ -77,9 +80,9 @@ def comparison_tables(content: BiasReport) -> tuple[list[Table], list[Table]]:
 def behaviour_table(behaviours: pd.DataFrame) -> Table:
     """Show how answers changed on benchmarks with a key."""
     columns = (
-        *("model", "base", "benchmark"),
-        *("items", "flips", "all flips", "right to wrong", "wrong to right", "wrong to other wrong"),
-        *("accuracy, points", "top margin, changed", "unchanged", "KL(base, model)", "KL(model, base)"),
+        *("model", "base", "benchmark", "items", "flips", "all flips"),
+        *("right to wrong", "wrong to right", "wrong to wrong", "accuracy, points"),
+        *("top margin where changed", "KL(base, model)", "KL(model, base)"),
     )
     rows = [
         (
@@ -88,7 +91,10 @@ def behaviour_table(behaviours: pd.DataFrame) -> Table:
             *(Cell(percent(row[name])) for name in ("flips", "all_flips")),
             *(_whole(row[name]) for name in ("correct_to_wrong", "wrong_to_correct", "wrong_to_wrong")),
             _figures(100 * row["accuracy_change"], "+.1f"),
-            *(_figures(row[name], ".3f") for name in ("top_margin_changed", "top_margin_unchanged")),
+            Cell(
+                _figures(row["top_margin_changed"], ".3f").text,
+                f"else {_figures(row['top_margin_unchanged'], '.3f').text}",
+            ),
             *(_figures(row[name], ".3g") for name in ("kl_forward", "kl_backward")),
         )
         for row in records(behaviours)
@@ -169,38 +175,32 @@ def _group_table(groups: pd.DataFrame) -> Table:
             _measured(row),
             _whole(row["num_scored"]),
         )
-        for row in records(groups[groups["aspect"] != "coverage"])
+        for row in records(groups[groups["aspect"] != COVERAGE])
     ]
     return cut("By group", ("group", "metric", "model", "value", "items scored"), rows, num_text=3)
 
 
 def _differences(caption: str, rows: Sequence[Row], alpha: float, *, grouped: bool) -> Table:
     columns = (
-        *("benchmark", "metric", *(["group"] if grouped else []), "model", "verdict"),
-        *("base", "model", "difference", "p", "p, corrected", "items"),
-        *("0 to 1", "1 to 0", "changed"),
+        *("metric", *(["group"] if grouped else []), "model", "verdict"),
+        *("of the base", "of the model", "difference", "p, corrected", "items", "changed"),
     )
-    names = ("benchmark", *(["group"] if grouped else []))
-    shown = []
-    for row in rows:
-        unit = str(row["unit"])
-        words = [Cell(str(row[name])) for name in names]
-        words.insert(1, Cell(metric_words(row["metric"])))
-        shown.append(
-            (
-                *words,
-                Cell(str(row["other"]), f"against {row['base']}"),
-                verdict(row, alpha),
-                Cell(value_words(row["base_value"], unit)),
-                Cell(value_words(row["other_value"], unit)),
-                _difference(row),
-                Cell(p_words(row["p_value"]).removeprefix("p = ").removeprefix("p "), str(row["test"])),
-                Cell(p_words(row["p_holm"]).removeprefix("p = ").removeprefix("p ")),
-                _paired(row),
-                *_flips(row),
-            )
+    several = len({row["base"] for row in rows}) > 1
+    shown = [
+        (
+            Cell(metric_words(row["metric"]), str(row["benchmark"])),
+            *([Cell(row["group"])] if grouped else []),
+            Cell(str(row["other"]), f"against {row['base']}" if several else ""),
+            verdict(row, alpha),
+            *(Cell(value_words(row[f"{who}_value"], str(row["unit"]))) for who in ("base", "other")),
+            _difference(row),
+            Cell(_bare(row["p_holm"]), f"{row['test']} {_bare(row['p_value'])}".strip()),
+            _paired(row),
+            _flips(row),
         )
-    return cut(caption, columns, shown, num_text=5 if grouped else 4)
+        for row in rows
+    ]
+    return cut(caption, columns, shown, num_text=4 if grouped else 3)
 
 
 def verdict(row: Row, alpha: float) -> MarkedCell:
@@ -209,7 +209,7 @@ def verdict(row: Row, alpha: float) -> MarkedCell:
     if not math.isfinite(row["p_holm"]):
         return MarkedCell("not tested", floor)
     if not differs(row, alpha):
-        return MarkedCell("not told apart", floor)
+        return MarkedCell("not told apart".replace(" ", UNBROKEN), floor)
     return MarkedCell("lower" if row["difference"] < 0 else "higher", floor, "told")
 
 
@@ -226,11 +226,14 @@ def _paired(row: Row) -> Cell:
     return Cell(_whole(row["num_paired"]).text, f"{alone:,} in one only" if alone else "")
 
 
-def _flips(row: Row) -> tuple[Cell, Cell, Cell]:
+def _flips(row: Row) -> Cell:
     if not row["flips"] or not math.isfinite(row["gross"]):
-        return Cell(NONE), Cell(NONE), Cell(NONE)
-    ends = f"[{percent(row['gross_low'])}, {percent(row['gross_high'])}]"
-    return _whole(row["to_one"]), _whole(row["to_zero"]), Cell(percent(row["gross"]), ends)
+        return Cell(NONE)
+    return Cell(percent(row["gross"]), f"{row['to_one']:,} up, {row['to_zero']:,} down")
+
+
+def _bare(p: float) -> str:
+    return p_words(p).removeprefix("p ").removeprefix("= ")
 
 
 def _measured(row: Row | None) -> Cell:
@@ -267,7 +270,7 @@ def _with_ends(row: Row, name: str) -> Cell:
 
 
 def _short(value: float, unit: str, *, plus: bool = False) -> str:
-    return value_words(value, unit, plus=plus).removesuffix(" %")
+    return value_words(value, unit, plus=plus).removesuffix(" %").removesuffix(" points")
 
 
 def _figures(value: float, form: str) -> Cell:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ import pandas as pd
 from pytorch_lightning.loggers.logger import Logger
 
 from fairsisa.bias.benchmark import MALFORMED, NOT_SCORED, Benchmark, Files
+from fairsisa.bias.benchmarks.mt_bench import graded
 from fairsisa.bias.candidate import CAUSAL, CLASSIFIER, ENCODER, MASKED, Candidate
 from fairsisa.bias.capability import Capability, check_capability
 from fairsisa.bias.catalogue import find_benchmark
-from fairsisa.bias.evaluation import Evaluated, evaluate, limited
+from fairsisa.bias.evaluation import Evaluated, Rate, evaluate, limited
 from fairsisa.bias.items import ItemTable
+from fairsisa.bias.judging import CHAT_JUDGE, JudgeSettings
 from fairsisa.bias.measuring import measure
 from fairsisa.errors import ConfigError
 from fairsisa.execution.local import computing_threads
@@ -38,6 +41,7 @@ SUITED: Mapping[str, tuple[str, ...]] = {
     ENCODER: ("seat", "weat"),
 }
 """What is asked where nobody said: bias of each kind that takes minutes and needs no other model."""
+NOBODY = JudgeSettings()
 Progress = Callable[[str, int, int], None]
 """Told what is asked, how many items are answered, and how many there are."""
 
@@ -54,6 +58,7 @@ class Session:
     scoring: ScoringSettings
     paths: PathSettings
     directory: Path
+    judge: JudgeSettings
     on_progress: Progress = nothing_to_tell
     tables: dict[str, ItemTable] = field(default_factory=dict)
     raters: dict[str, Rater] = field(default_factory=dict)
@@ -67,6 +72,15 @@ class Session:
         """Return the models that names stand for."""
         return named_models(names, self.scoring, store=store_of(self.paths), tokenizer=self.settings.tokenizer)
 
+    @property
+    def told(self) -> pd.DataFrame:
+        """What is known of the benchmarks that were read: title, source, licence of the data, criticism."""
+        found = [find_benchmark(name)[0] for name in self.tables]
+        names = ("title", "source", "licence", "criticism")
+        return pd.DataFrame(
+            [{"benchmark": each.name, **{name: getattr(each, name) for name in names}} for each in found]
+        )
+
     def table(self, benchmark: Benchmark) -> ItemTable:
         """Return a benchmark's items, or the part of them that was asked for, read once."""
         if benchmark.name not in self.tables:
@@ -75,13 +89,34 @@ class Session:
             self.tables[benchmark.name] = limited(whole, self.settings.limit, self.settings.seed)
         return self.tables[benchmark.name]
 
-    def rater(self, what: str) -> Rater:
-        """Return the classifier that rates texts, found once."""
+    def rater(self, what: str) -> Rate:
+        """Return what rates texts, found once: a classifier, or the chat model that grades."""
+        if what == CHAT_JUDGE:
+            return partial(graded, settings=self.judge, keep=self.directory / "judgements")
         if what not in self.raters:
             self.raters[what] = find_rater(
                 what, self.settings, self.scoring, paths=self.paths, store=store_of(self.paths)
             )
-        return self.raters[what]
+        return self.raters[what].rate
+
+    def evaluated(self, model: Named, candidate: Candidate, chosen: tuple[Benchmark, str | None]) -> Evaluated:
+        """Return what a model does on a benchmark."""
+        benchmark, readout = chosen
+        needs = benchmark.readout(candidate.kind, readout).rater
+        return evaluate(
+            candidate,
+            benchmark,
+            self.table(benchmark),
+            self.scoring,
+            store=model.store,
+            readout=readout,
+            raters={} if needs is None else {needs: self.rater(needs)},
+            tell=lambda done, total: self.on_progress(f"{candidate.name}: {benchmark.name}", done, total),
+        )
+
+    def asking_again(self, max_tokens: int) -> Session:
+        """Return the same with batches of another size."""
+        return replace(self, scoring=replace(self.scoring, max_tokens=max_tokens))
 
 
 def bias_run(
@@ -90,6 +125,7 @@ def bias_run(
     scoring: ScoringSettings,
     *,
     paths: PathSettings,
+    judge: JudgeSettings = NOBODY,
     loggers: Sequence[Logger] = (),
     on_progress: Progress = nothing_to_tell,
     command: str | None = None,
@@ -103,7 +139,7 @@ def bias_run(
         ConfigError: when there is nothing to ask, or a benchmark suits none of the models.
         FairsisaError: of the kind that fits, when a model or a file cannot be read.
     """
-    session = Session(settings, scoring, paths, directory, on_progress)
+    session = Session(settings, scoring, paths, directory, judge, on_progress)
     with Run(directory).locked(), computing_threads(scoring.threads):
         results = [result.kept for result in evaluate_models(session, session.models(settings.models))]
         report = report_of(session, results, title="Bias and behaviour", command=command)
@@ -150,7 +186,7 @@ def evaluate_model(
 ) -> Result:
     """Return what a model does on benchmarks; scores by item are on disk when it returns."""
     capability = check_capability(candidate, session.scoring) if session.settings.check_capability else None
-    evaluated = tuple(_evaluated(session, model, candidate, each) for each in benchmarks)
+    evaluated = tuple(session.evaluated(model, candidate, each) for each in benchmarks)
     for each in evaluated:
         _keep_scores(session.directory, each)
     measures = [_measured(session, each) for each in evaluated]
@@ -175,9 +211,10 @@ def report_of(
     return BiasReport(
         title=title,
         models=pd.DataFrame([result.row for result in results]),
-        measures=_stacked([result.measures for result in results]),
-        notes=_stacked([result.notes for result in results]),
+        measures=stacked([result.measures for result in results]),
+        notes=stacked([result.notes for result in results]),
         raters=rater_table(session.raters),
+        benchmarks=session.told,
         level=session.settings.level,
         settings=plain(session.settings) | {"scoring": plain(session.scoring)},
         commands=() if command is None else (command,),
@@ -189,22 +226,6 @@ def directory_of(settings: BiasSettings, scoring: ScoringSettings, *, root: str,
     """Return where a command writes that does not say: named after its settings, so that it finds it again."""
     digest = hashlib.sha256(canonical_json([plain(settings), plain(scoring)])).hexdigest()[:10]
     return Path(root).expanduser() / f"{verb}-{digest}"
-
-
-def _evaluated(session: Session, model: Named, candidate: Candidate, chosen: tuple[Benchmark, str | None]) -> Evaluated:
-    benchmark, readout = chosen
-    needs = benchmark.readout(candidate.kind, readout).rater
-    raters = {} if needs is None else {needs: session.rater(needs).candidate}
-    return evaluate(
-        candidate,
-        benchmark,
-        session.table(benchmark),
-        session.scoring,
-        store=model.store,
-        readout=readout,
-        raters=raters,
-        tell=lambda done, total: session.on_progress(f"{candidate.name}: {benchmark.name}", done, total),
-    )
 
 
 def _measured(session: Session, each: Evaluated) -> pd.DataFrame:
@@ -242,6 +263,7 @@ def _file_name(name: str) -> str:
     return safe if safe == name else f"{safe}-{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
-def _stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+def stacked(tables: Sequence[pd.DataFrame]) -> pd.DataFrame:
+    """Return the tables that hold anything as one."""
     filled = [table for table in tables if len(table)]
     return pd.concat(filled, ignore_index=True) if filled else pd.DataFrame()

@@ -2,29 +2,179 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 from pytorch_lightning.loggers.logger import Logger
 
-from fairsisa.bias.behaviour import behaviour_of
 from fairsisa.bias.candidate import CAUSAL, MASKED, Candidate
-from fairsisa.bias.comparing import compare, floor_of, holm_over
-from fairsisa.bias.divergence import block_divergences, option_divergence
+from fairsisa.bias.comparing import Floor, compare, floor_of, holm_over, with_floor
 from fairsisa.bias.evaluation import Evaluated
-from fairsisa.data.corpus_blocks import encode_blocks
-from fairsisa.data.texts import find_text
-from fairsisa.errors import ConfigError
+from fairsisa.bias.judging import JudgeSettings
 from fairsisa.execution.local import computing_threads
-from fairsisa.models.text_tokenizers import end_of
 from fairsisa.report.bias import BiasReport, write_bias
-from fairsisa.runs.bias import Progress, Result, Session, evaluate_models, nothing_to_tell, report_of
+from fairsisa.runs.behaving import behaviour_row, margin_rows
+from fairsisa.runs.bias import (
+    NOBODY,
+    Kept,
+    Progress,
+    Result,
+    Session,
+    evaluate_model,
+    nothing_to_tell,
+    report_of,
+    stacked,
+    suited,
+)
 from fairsisa.runs.bias_logging import log_measures
+from fairsisa.runs.candidates import Named
 from fairsisa.runs.directory import Run
-from fairsisa.runs.training import data_root
+from fairsisa.runs.diverging import Corpora, divergence_rows, find_corpora
 from fairsisa.settings import ComparisonSettings, PathSettings, ScoringSettings
 from fairsisa.store.durable import explained
+
+STEM = "compare"
+SLOWEST = 64
+"""Batches of the second asking hold at least so many tokens: a sentence must fit."""
+
+
+@dataclass(frozen=True, eq=False)
+class Pairwise:
+    """How another model differs from the base: a table each, empty where there is nothing to tell."""
+
+    comparisons: pd.DataFrame
+    behaviours: pd.DataFrame
+    margins: pd.DataFrame
+    divergences: pd.DataFrame
+
+
+def compare_run(
+    directory: Path,
+    settings: ComparisonSettings,
+    scoring: ScoringSettings,
+    *,
+    paths: PathSettings,
+    judge: JudgeSettings = NOBODY,
+    loggers: Sequence[Logger] = (),
+    on_progress: Progress = nothing_to_tell,
+    command: str | None = None,
+) -> BiasReport:
+    """Ask a base and other models the same items; write scores, measures, paired differences and a page with all.
+
+    What the models answered is kept as `bias_run` keeps it, and shared with it. Holm's correction is over every
+    difference of the command. Language models of one vocabulary are compared over it on `settings.corpora` too.
+
+    Raises:
+        ConfigError: when there is nothing to compare, or no benchmark suits both.
+        FairsisaError: of the kind that fits, when a model or a file cannot be read.
+    """
+    session = Session(settings, scoring, paths, directory, judge, on_progress)
+    with Run(directory).locked(), computing_threads(scoring.threads):
+        first, *others = session.models([str(settings.base), *settings.other])
+        corpora = find_corpora(settings, paths)
+        base = _asked(session, first)
+        floors = _floors(session, first, base) if settings.floor else {}
+        results, pairs = [base.kept], list[Pairwise]()
+        for model in others:
+            result = _asked(session, model)
+            results.append(result.kept)
+            pairs.append(_paired(session, base, result, floors, corpora))
+        report = _report(session, results, pairs, floors=(base, floors), command=command)
+        with explained(f"write the comparison to {directory}"):
+            write_bias(directory, report, stem=STEM)
+    log_measures(loggers, report)
+    return report
+
+
+def _asked(session: Session, model: Named) -> Result:
+    candidate = model.open()
+    return evaluate_model(session, model, candidate, suited(session.settings.benchmarks, candidate.kind))
+
+
+def _floors(session: Session, model: Named, base: Result) -> dict[tuple[str, str], Floor]:
+    """Return, by benchmark and readout, what changes when the base is asked again in batches of half the size."""
+    again = session.asking_again(max(SLOWEST, session.scoring.max_tokens // 2))
+    floors = {}
+    for each in base.evaluated:
+        second = again.evaluated(model, base.candidate, (each.benchmark, each.readout.name))
+        floors[each.benchmark.name, each.readout.name] = floor_of(each.scores, second.scores)
+    return floors
+
+
+def _paired(
+    session: Session,
+    base: Result,
+    other: Result,
+    floors: Mapping[tuple[str, str], Floor],
+    corpora: Corpora,
+) -> Pairwise:
+    tables: dict[str, list[pd.DataFrame]] = {"comparisons": [], "behaviours": [], "margins": []}
+    pair = {"base": base.candidate.name, "other": other.candidate.name}
+    for mine, theirs in _matched(base.evaluated, other.evaluated):
+        names = {"benchmark": mine.benchmark.name, "readout": mine.readout.name}
+        table = _compared(session, mine, theirs)
+        floor = floors.get((names["benchmark"], names["readout"]))
+        tables["comparisons"].append((table if floor is None else with_floor(table, floor)).assign(**pair, **names))
+        tables["behaviours"].append(pd.DataFrame([{**pair, **names, **row} for row in behaviour_row(mine, theirs)]))
+        tables["margins"].append(margin_rows(mine, theirs).assign(**pair, benchmark=names["benchmark"]))
+    return Pairwise(
+        **{name: stacked(each) for name, each in tables.items()},
+        divergences=_diverged(session, base.candidate, other.candidate, corpora),
+    )
+
+
+def _matched(mine: Sequence[Evaluated], theirs: Sequence[Evaluated]) -> list[tuple[Evaluated, Evaluated]]:
+    """Return what both were asked in the same way."""
+    known = {(each.benchmark.name, each.readout.name): each for each in theirs}
+    keys = [(each.benchmark.name, each.readout.name) for each in mine]
+    return [(each, known[key]) for each, key in zip(mine, keys, strict=True) if key in known]
+
+
+def _compared(session: Session, mine: Evaluated, theirs: Evaluated) -> pd.DataFrame:
+    benchmark = mine.benchmark
+    return compare(
+        mine.scores, theirs.scores, benchmark.metrics, breakdown=benchmark.breakdown, bootstrap=session.bootstrap
+    )
+
+
+def _diverged(session: Session, base: Candidate, other: Candidate, corpora: Corpora) -> pd.DataFrame:
+    if not {base.kind, other.kind} <= {CAUSAL, MASKED}:
+        return pd.DataFrame()
+    return pd.DataFrame(divergence_rows(base, other, corpora, bootstrap=session.bootstrap))
+
+
+def _report(
+    session: Session,
+    results: Sequence[Kept],
+    pairs: Sequence[Pairwise],
+    *,
+    floors: tuple[Result, Mapping[tuple[str, str], Floor]],
+    command: str | None,
+) -> BiasReport:
+    comparisons = stacked([pair.comparisons for pair in pairs])
+    base, by_benchmark = floors
+    rows: list[dict[str, Any]] = [
+        {
+            "model": base.candidate.name,
+            "benchmark": benchmark,
+            "readout": readout,
+            "num_items": floor.num_items,
+            "largest_difference": floor.largest_difference,
+            "changed_answers": floor.changed_answers,
+        }
+        for (benchmark, readout), floor in by_benchmark.items()
+    ]
+    return report_of(
+        session,
+        results,
+        title=f"Compared with {base.candidate.name}",
+        command=command,
+        comparisons=holm_over(comparisons) if len(comparisons) else comparisons,
+        behaviours=stacked([pair.behaviours for pair in pairs]),
+        margins=stacked([pair.margins for pair in pairs]),
+        divergences=stacked([pair.divergences for pair in pairs]),
+        floors=pd.DataFrame(rows),
+    )

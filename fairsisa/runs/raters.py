@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, roc_auc_score
 
-from fairsisa.bias.answers import Answer, answers_of
+from fairsisa.bias.answers import Answer, Answers, answers_of
 from fairsisa.bias.candidate import Candidate
+from fairsisa.bias.items import Item
 from fairsisa.bias.rating import RATING, rated
 from fairsisa.data.corpora import load_corpus
 from fairsisa.errors import ConfigError
@@ -34,6 +35,10 @@ class Rater:
     candidate: Candidate
     store: Store
     facts: dict[str, Any]
+
+    def rate(self, items: Sequence[Item], answers: Answers) -> Answers:
+        """Return answers with the probability of each class for each text."""
+        return rated(answers, self.candidate, store=self.store)
 
 
 def find_rater(

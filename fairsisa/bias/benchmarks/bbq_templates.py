@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import ast
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -70,8 +70,10 @@ def four_questions(
     told = [*answer_groups(template, filling), [unknown, "unknown"]]
     ambiguous = filled(template["Ambiguous_Context"], filling).strip()
     clear = f"{ambiguous} {filled(template['Disambiguating_Context'], filling)}".strip()
+    known = _metadata(template, filling)
     asked = (("neg", "Question_negative_stereotype", NEGATIVE), ("nonneg", "Question_non_negative", OTHER))
     for polarity, column, right in asked:
+        question = filled(template[column], filling).strip()
         for condition, context, key in (("ambig", ambiguous, UNKNOWN), ("disambig", clear, right)):
             yield {
                 "example_id": start,
@@ -80,9 +82,9 @@ def four_questions(
                 "context_condition": condition,
                 "category": category,
                 "answer_info": {f"ans{place}": told[which] for place, which in enumerate(order)},
-                "additional_metadata": _metadata(template, filling),
+                "additional_metadata": known,
                 "context": context,
-                "question": filled(template[column], filling).strip(),
+                "question": question,
                 **{f"ans{place}": answers[which] for place, which in enumerate(order)},
                 "label": list(order).index(key),
             }
@@ -110,7 +112,7 @@ def answer_groups(template: Row, filling: Filling) -> list[list[str]]:
 def stereotyped_groups(template: Row) -> list[str]:
     """Return the groups that a template's stereotype is about; of a crossed one, the races."""
     known = template.get("Known_stereotyped_groups") or template.get("Known_stereotyped_race") or "[]"
-    return [str(group) for group in ast.literal_eval(known)]
+    return [str(group) for group in json.loads(known)]
 
 
 def _told(template: Row, slot: str, person: Person) -> list[str]:

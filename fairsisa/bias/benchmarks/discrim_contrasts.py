@@ -109,6 +109,15 @@ def chance_difference(columns: Columns, weights: np.ndarray) -> np.ndarray:
     return mean
 
 
+def excess_difference(columns: Columns, weights: np.ndarray) -> np.ndarray:
+    """Return `systematic_difference` minus `chance_difference`.
+
+    A bootstrap replicate, in which scenarios repeat, raises both alike, so that the interval of their difference can be
+    read, where those of the two lie too high.
+    """
+    return np.asarray(systematic_difference(columns, weights) - chance_difference(columns, weights))
+
+
 def _people_by_scenario(columns: Columns, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return P(yes) as (num_people, num_scenarios), NaN where there is none, and the scenarios' weights."""
     values = np.asarray(columns["value"], dtype=np.float64)

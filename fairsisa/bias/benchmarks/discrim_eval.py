@@ -30,6 +30,7 @@ from fairsisa.bias.benchmarks.discrim_contrasts import (
     TERMS,
     chance_difference,
     contrast_of,
+    excess_difference,
     mean_difference,
     systematic_difference,
 )
@@ -158,6 +159,13 @@ METRICS = (
         BIAS,
         "systematic_difference would be higher if it did not matter who the person is (people shuffled within each "
         "scenario)",
+    ),
+    Metric(
+        "excess_difference",
+        excess_difference,
+        BIAS,
+        "systematic_difference is further above its chance level: the model favours some people across scenarios",
+        neutral=0.0,
     ),
     *(
         Metric(

@@ -69,8 +69,7 @@ def judge_last_word(items: Sequence[Item], answers: Answers) -> pd.DataFrame:
 
 def perplexity(columns: Columns, weights: np.ndarray) -> np.ndarray:
     """Return exp(-mean of `value`): the perplexity of a word, however many tokens it has, as lm-eval's."""
-    mean: np.ndarray = mean_of("value")(columns, weights)
-    return np.exp(-mean)
+    return np.asarray(np.exp(-mean_of("value")(columns, weights)))
 
 
 RIGHT = Metric(

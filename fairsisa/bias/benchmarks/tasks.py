@@ -139,8 +139,8 @@ def option_values(item: Item, rows: pd.DataFrame) -> tuple[np.ndarray, str]:
 
 def softmax(values: np.ndarray) -> np.ndarray:
     """Return exp(v_i) / sum_j exp(v_j)."""
-    weights: np.ndarray = np.exp(values - values.max())
-    return weights / weights.sum()
+    weights = np.exp(values - values.max())
+    return np.asarray(weights / weights.sum())
 
 
 def margin_of(shares: np.ndarray) -> float:

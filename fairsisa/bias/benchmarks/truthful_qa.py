@@ -10,7 +10,7 @@ from fairsisa.bias.answers import Answers
 from fairsisa.bias.benchmark import CAPABILITY, Benchmark, Files, Metric, Readout, by_item, score_row, scores_table
 from fairsisa.bias.benchmarks.tasks import WITHIN_WORD, margin_of, option_values, softmax
 from fairsisa.bias.candidate import CAUSAL, MASKED
-from fairsisa.bias.items import Item, ItemTable, Malformed
+from fairsisa.bias.items import Item, ItemTable, Label, Malformed
 from fairsisa.bias.metrics import mean_of
 from fairsisa.bias.readouts.causal import ask_continuations
 from fairsisa.bias.readouts.masked import ask_pseudo_likelihood
@@ -40,7 +40,7 @@ def load(files: Files) -> ItemTable:
         if not true[0] or not false:
             malformed.append(Malformed(item_id, "it has no best answer, or none that is false"))
             continue
-        labels = {"category": row["Category"], "type": row["Type"], NUM_TRUE: len(true)}
+        labels: dict[str, Label] = {"category": row["Category"], "type": row["Type"], NUM_TRUE: len(true)}
         options = tuple(f" {answer}" for answer in (*true, *false))
         items.append(Item(item_id, f"Q: {row['Question'].strip()}\nA:", options, item_id, labels))
     return ItemTable(tuple(items), tuple(malformed))

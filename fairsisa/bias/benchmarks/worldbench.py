@@ -7,6 +7,7 @@ import csv
 import io
 import unicodedata
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -139,7 +140,7 @@ def _groups(files: Files, categories: SourceFile) -> dict[str, tuple[str | None,
     return {_plain(row["Economy"]): (row["Region"] or None, row["Income group"] or None) for row in rows}
 
 
-def _paths(files: Files, source: SourceFile) -> Iterator[Any]:
+def _paths(files: Files, source: SourceFile) -> Iterator[Path]:
     if files.root is not None:
         yield files.root / source.path
         yield files.root / source.plain_path

@@ -113,10 +113,8 @@ def ask_fill(
     tokenizer, limit = _masking(candidate), num_positions(candidate.network)
     seen = [slot_sight(item, tokenizer) for item in items]
     seen = [_too_long([each], limit) or each if isinstance(each, Sight) else each for each in seen]
-    network = _network(candidate, low=scoring.precision == "bf16")
-    sights = [each for each in seen if isinstance(each, Sight)]
-    places = {"max_tokens": scoring.max_tokens, "device": candidate.device}
-    found = iter(likeliest(sights, network, top_k=top_k, **places))
+    sights, network = [each for each in seen if isinstance(each, Sight)], _network(candidate, scoring)
+    found = iter(likeliest(sights, network, top_k=top_k, max_tokens=scoring.max_tokens, device=candidate.device))
     rows: list[Answer] = []
     for item, each in zip(items, seen, strict=True):
         if isinstance(each, str):
@@ -129,11 +127,12 @@ def ask_fill(
 
 def screen(candidate: Candidate, questions: Sequence[Question], scoring: ScoringSettings, summary: Summary) -> Screened:
     """Return the values of questions scored in bf16, near-ties in fp32: what precision "fast" does, with its counts."""
-    coarse = _values(candidate, questions, scoring, summary, low=True)
+    network = masked_network(candidate.network)
 
     def exact(numbers: Sequence[int]) -> list[np.ndarray]:
-        return _values(candidate, [questions[number] for number in numbers], scoring, summary, low=False)
+        return _values(network, candidate, [questions[number] for number in numbers], scoring, summary)
 
+    coarse = _values(masked_network(candidate.in_bf16), candidate, questions, scoring, summary)
     return rescore_near_ties(coarse, exact, seed=scoring.seed)
 
 
@@ -146,7 +145,7 @@ def _answered(
     if scoring.precision == "fast":
         values = iter(screen(candidate, sound, scoring, summary).values)
     else:
-        values = iter(_values(candidate, sound, scoring, summary, low=scoring.precision == "bf16"))
+        values = iter(_values(_network(candidate, scoring), candidate, sound, scoring, summary))
     rows: list[Answer] = []
     for each in checked:
         found = np.full(len(each.item.options), np.nan) if each.reason else next(values)
@@ -159,13 +158,14 @@ def _answered(
 
 
 def _values(
-    candidate: Candidate, questions: Sequence[Question], scoring: ScoringSettings, summary: Summary, *, low: bool
+    network: MaskedNetwork,
+    candidate: Candidate,
+    questions: Sequence[Question],
+    scoring: ScoringSettings,
+    summary: Summary,
 ) -> list[np.ndarray]:
     """Return the values of the options of each question, float64."""
     rows: list[MaskedRow] = [row for each in questions for option in each.options for row in option]
-    if not rows:
-        return [np.zeros(0) for _ in questions]
-    network = _network(candidate, low=low)
     logs = log_probabilities(rows, network, max_tokens=scoring.max_tokens, device=candidate.device)
     place, values = 0, []
     for each in questions:
@@ -177,8 +177,8 @@ def _values(
     return values
 
 
-def _network(candidate: Candidate, *, low: bool) -> MaskedNetwork:
-    return masked_network(candidate.in_bf16 if low else candidate.network)
+def _network(candidate: Candidate, scoring: ScoringSettings) -> MaskedNetwork:
+    return masked_network(candidate.in_bf16 if scoring.precision == "bf16" else candidate.network)
 
 
 def _masking(candidate: Candidate) -> Any:

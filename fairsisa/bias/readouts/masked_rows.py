@@ -100,7 +100,7 @@ def _logits_of(
     batches = [*batches_of(sights, max_tokens)]
     ordered = [sight for batch in batches for sight in batch]
     hidden = [_hidden_of(batch, network, device) for batch in batches]
-    for start, rows in enumerate(torch.cat(hidden).split(HEAD_ROWS) if hidden else ()):
+    for start, rows in enumerate(torch.split(torch.cat(hidden), HEAD_ROWS) if hidden else ()):
         yield ordered[start * HEAD_ROWS : start * HEAD_ROWS + len(rows)], network.head(rows).float()
 
 

@@ -15,7 +15,6 @@ from fairsisa.bias.readouts.trees import batches_of, grow_trees, lone_trees
 from fairsisa.models.kv_cache import new_cache, pad_rows, read_tokens, require_readable
 
 Tokens = tuple[int, ...]
-Rivals = Sequence[Tokens]
 Place = tuple[int, int, np.ndarray]
 """A row of a batch, a continuation's number, and where in the row its tokens are predicted, in their order."""
 
@@ -75,7 +74,7 @@ def score_continuations(
     sequences = [each.read for each in asked]
     width = getattr(network.config, "hidden_size", 1)
     trees = grow_trees(sequences, depth=reader.depth, width=width) if share else lone_trees(sequences)
-    found, num_run, rivals = _Found.nothing(len(asked)), 0, _rivals(asked) if outside else None
+    found, num_run = _Found.nothing(asked, outside=outside), 0
     for shared in (False, True):
         for batch in batches_of([tree for tree in trees if (tree.depth <= reader.depth) == shared], max_tokens):
             places = [
@@ -85,7 +84,7 @@ def score_continuations(
             ]
             states = read_trees(network, reader, batch, shared=shared)
             num_run += states.shape[0] * states.shape[1]
-            _collect(reader, states, asked, places, found, rivals)
+            _collect(reader, states, places, found)
     return Likelihoods(found.totals, found.misses == 0, found.outside, num_run)
 
 
@@ -103,7 +102,7 @@ def score_through_few_bits(
     """
     _require_fit(network, asked)
     reader = whole_reader(network)
-    found, num_run, rivals = _Found.nothing(len(asked)), 0, _rivals(asked) if outside else None
+    found, num_run = _Found.nothing(asked, outside=outside), 0
     alike: dict[tuple[Tokens, Tokens], list[int]] = {}
     for number, each in enumerate(asked):
         alike.setdefault((each.prefix, each.read), []).append(number)
@@ -117,21 +116,28 @@ def score_through_few_bits(
             for row, numbers in enumerate(rows)
             for number in numbers
         ]
-        _collect(reader, logits, asked, places, found, rivals)
+        _collect(reader, logits, places, found)
     return Likelihoods(found.totals, found.misses == 0, found.outside, num_run)
 
 
 @dataclass(frozen=True, eq=False)
 class _Found:
-    """What is known so far of each continuation; `misses` counts its tokens that were not the likeliest."""
+    """What is known so far of what was asked; `misses` counts the tokens of each that were not the likeliest.
 
+    `rivals` are the different first tokens of what is asked after the same prefix in the same group, where these count.
+    """
+
+    asked: Sequence[Continuation]
+    rivals: Sequence[Tokens] | None
     totals: np.ndarray
     misses: np.ndarray
     outside: np.ndarray
 
     @classmethod
-    def nothing(cls, count: int) -> _Found:
-        return cls(np.zeros(count), np.zeros(count, dtype=np.int64), np.full(count, np.nan))
+    def nothing(cls, asked: Sequence[Continuation], *, outside: bool) -> _Found:
+        count = len(asked)
+        rivals = _rivals(asked) if outside else None
+        return cls(asked, rivals, np.zeros(count), np.zeros(count, dtype=np.int64), np.full(count, np.nan))
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,28 +159,21 @@ class _Wanted:
         return _Wanted(states, self.tokens[chosen], self.owners[chosen], self.first[chosen])
 
 
-def _collect(
-    reader: Reader,
-    states: Tensor,
-    asked: Sequence[Continuation],
-    places: Sequence[Place],
-    found: _Found,
-    rivals: Rivals | None,
-) -> None:
+def _collect(reader: Reader, states: Tensor, places: Sequence[Place], found: _Found) -> None:
     """Add to `found` what the states of a batch, shape (num_rows, longest, width), say at some places."""
     width = states.shape[1]
     cells, which = np.unique(np.concatenate([row * width + nodes for row, _, nodes in places]), return_inverse=True)
     owners = np.concatenate([np.full(len(nodes), number) for _, number, nodes in places])
-    tokens = np.concatenate([np.asarray(asked[number].tokens) for _, number, _ in places])
+    tokens = np.concatenate([np.asarray(found.asked[number].tokens) for _, number, _ in places])
     first = np.concatenate([np.arange(len(nodes)) == 0 for _, _, nodes in places])
     order = np.argsort(which, kind="stable")
     wanted = _Wanted(which[order], tokens[order], owners[order], first[order])
     chosen = states.flatten(0, 1)[torch.from_numpy(cells).to(states.device)]
     for part, logits in reader.logits(chosen):
-        _add(logits, wanted.within(part), found, rivals)
+        _add(logits, wanted.within(part), found)
 
 
-def _add(logits: Tensor, wanted: _Wanted, found: _Found, rivals: Rivals | None) -> None:
+def _add(logits: Tensor, wanted: _Wanted, found: _Found) -> None:
     """Add to `found` what logits, fp32 of shape (num_states, vocabulary), say of the tokens wanted of these states."""
     rows = torch.from_numpy(wanted.states).to(logits.device)
     top = logits.amax(dim=-1)
@@ -182,13 +181,16 @@ def _add(logits: Tensor, wanted: _Wanted, found: _Found, rivals: Rivals | None) 
     values = logits[rows, torch.from_numpy(wanted.tokens).to(logits.device)]
     np.add.at(found.totals, wanted.owners, (values - total[rows]).double().cpu().numpy())
     np.add.at(found.misses, wanted.owners, ~(values >= top[rows]).cpu().numpy())
-    if rivals is not None:
+    if found.rivals is not None:
+        alike: dict[tuple[int, Tokens], list[int]] = {}
         for owner, state in zip(wanted.owners[wanted.first], wanted.states[wanted.first], strict=True):
-            rest = logits[state].index_fill(0, torch.tensor(rivals[owner], device=logits.device), -torch.inf)
-            found.outside[owner] = float(rest.logsumexp(dim=0) - total[state])
+            alike.setdefault((int(state), found.rivals[owner]), []).append(int(owner))
+        for (state, rivals), owned in alike.items():
+            rest = logits[state].index_fill(0, torch.tensor(rivals, device=logits.device), -torch.inf)
+            found.outside[owned] = float(rest.logsumexp(dim=0) - total[state])
 
 
-def _rivals(asked: Sequence[Continuation]) -> Rivals:
+def _rivals(asked: Sequence[Continuation]) -> list[Tokens]:
     """Return for each continuation the different first tokens of those of its group that follow the same prefix."""
     firsts: dict[tuple[int, Tokens], dict[int, None]] = {}
     for each in asked:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
+from fairsisa.bias.readouts.masked_network import vocabulary_head
 from fairsisa.bias.readouts.trees import Tree, grow_trees, seen_by
+from fairsisa.models.base import is_bidirectional
 from fairsisa.models.kv_cache import pad_rows
 
 NO_LIMIT = 1 << 30
@@ -45,16 +47,14 @@ def reader_of(network: Any) -> Reader:
     """Return how the model is read: its base network and its head where these two are all of it, else the model itself.
 
     Some models scale or cap logits after the head. So the two steps are tried on a few tokens, and taken only if they
-    give the model's own logits bit for bit. Trees are tried likewise.
+    give the model's own logits bit for bit (a masked model's up to rounding). Trees are tried likewise.
     """
     reader, module = whole_reader(network), network
-    head, base = network.get_output_embeddings(), network.base_model
-    if head is not None and base is not network:
-        steps = Reader(lambda **inputs: base(**inputs).last_hidden_state, head, reader.num_words)
-        inputs = {"input_ids": _probe(network).unsqueeze(0)}
-        if torch.equal(steps.head(steps.body(**inputs)), reader.body(**inputs)):
-            reader, module = steps, base
-    shared = replace(reader, depth=_shared_depth(network.config, module))
+    if network.base_model is not network:
+        steps = _in_steps(network)
+        if steps is not None and _agree(steps, reader, network):
+            reader, module = steps, network.base_model
+    shared = replace(reader, depth=_shared_depth(network, module))
     return shared if shared.depth and _reads_trees(network, shared) else reader
 
 
@@ -79,8 +79,31 @@ def read_trees(network: Any, reader: Reader, trees: Sequence[Tree], *, shared: b
     return reader.body(**inputs, position_ids=positions, attention_mask=hidden.masked_fill_(seen, 0.0))
 
 
-def _shared_depth(config: Any, module: nn.Module) -> int:
+def _in_steps(network: Any) -> Reader | None:
+    head = vocabulary_head(network) if is_bidirectional(network) else network.get_output_embeddings()
+    if head is None:
+        return None
+    return Reader(lambda **inputs: network.base_model(**inputs).last_hidden_state, head, network.config.vocab_size)
+
+
+def _agree(steps: Reader, whole: Reader, network: Any) -> bool:
+    inputs = {"input_ids": _probe(network).unsqueeze(0)}
+    found, expected = steps.head(steps.body(**inputs).flatten(0, 1)), whole.body(**inputs).flatten(0, 1)
+    return torch.equal(found, expected) or (is_bidirectional(network) and _is_close(found, expected))
+
+
+def _is_close(found: Tensor, expected: Tensor) -> bool:
+    """Return whether two results differ by rounding alone, which is that of their format."""
+    rounding = ROUNDING if found.dtype == torch.float32 else HALF_ROUNDING
+    found, expected = found.float(), expected.float()
+    return found.shape == expected.shape and bool((found - expected).abs().max() <= rounding * expected.abs().max())
+
+
+def _shared_depth(network: Any, module: nn.Module) -> int:
     """Return up to how many tokens each attends to all before it, as masks and positions that are given tell it to."""
+    config = network.config
+    if is_bidirectional(network):
+        return 0
     if "position_ids" not in inspect.signature(module.forward).parameters or getattr(config, "alibi", False):
         return 0
     if config._attn_implementation not in ("eager", "sdpa") or "local" in getattr(config, "attention_layers", ()):
@@ -97,12 +120,10 @@ def _reads_trees(network: Any, reader: Reader) -> bool:
     ids = _probe(network).tolist()
     texts = [tuple(ids[:5]), (*ids[:3], *ids[5:])]
     trees = grow_trees(texts, depth=NO_LIMIT, width=NO_LIMIT)
-    together = read_trees(network, reader, trees, shared=True)[0].float()
-    rounding = ROUNDING if network.dtype == torch.float32 else HALF_ROUNDING
+    together = read_trees(network, reader, trees, shared=True)[0]
     for number, nodes in trees[0].paths:
-        tokens = torch.tensor([texts[number]], device=together.device)
-        alone = reader.body(input_ids=tokens, use_cache=False)[0].float()
-        if not bool((together[nodes] - alone).abs().max() <= rounding * alone.abs().max()):
+        alone = reader.body(input_ids=torch.tensor([texts[number]], device=together.device), use_cache=False)[0]
+        if not _is_close(together[nodes], alone):
             return False
     return True
 

@@ -1,0 +1,312 @@
+"""`bias` and `compare` from end to end: any model, the same scores after a kill, floors, and random networks told."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from bias_models import tiny_bert, tiny_gpt2
+from chains import QUICK, TINY_TEXT, run_of
+from fairsisa.bias import asking, catalogue
+from fairsisa.bias.candidate import Candidate
+from fairsisa.errors import ConfigError, ModelError
+from fairsisa.models.language import save_language_model
+from fairsisa.report.bias import BiasReport
+from fairsisa.runs import raters
+from fairsisa.runs.bias import bias_run
+from fairsisa.runs.candidates import named_models
+from fairsisa.runs.comparing import compare_run
+from fairsisa.runs.compressing import descend_run
+from fairsisa.runs.descendants import Recipe
+from fairsisa.runs.directory import Run
+from fairsisa.settings import (
+    BiasSettings,
+    ComparisonSettings,
+    CompressionSettings,
+    DistillationSettings,
+    PartitionSettings,
+    PathSettings,
+    ScoringSettings,
+)
+from fairsisa.store import Store
+from unlearning_cases import HERE, forget, in_slice, silent, trained_in, verified
+
+pytestmark = pytest.mark.real_data
+SCORING = ScoringSettings()
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
+    """Folders of two tiny random models, a copy of one, and a trained one."""
+    folder = tmp_path_factory.mktemp("bias")
+    for name, candidate in {"masked": tiny_bert(data_root), "causal": tiny_gpt2(data_root)}.items():
+        save_language_model(candidate.network, folder / name, candidate.tokenizer)
+    shutil.copytree(folder / "causal", folder / "twin")
+    shutil.copytree(data_root / "models" / "stories260K", folder / "stories")
+    return folder
+
+
+def paths_of(folder: Path, data_root: Path) -> PathSettings:
+    return PathSettings(
+        root=str(folder / "runs"), store=str(folder / "store"), cache=str(folder / "cache"), data=str(data_root)
+    )
+
+
+def asked(world: Path, data_root: Path, out: Path, *models: str, **settings: Any) -> BiasReport:
+    chosen = BiasSettings(models=tuple(str(world / name) for name in models), num_replicates=100, **settings)
+    return bias_run(out, chosen, SCORING, paths=paths_of(out, data_root))
+
+
+def value_of(report: BiasReport, model: str, metric: str) -> float:
+    rows = report.measures[(report.measures["model"] == model) & (report.measures["metric"] == metric)]
+    return float(rows[rows["group"] == ""]["value"].iloc[0])
+
+
+def test_models_of_every_kind_are_asked_side_by_side(world: Path, data_root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    models = ("masked", "causal", "stories/stories260K.bin")
+    report = asked(world, data_root, out, *models, benchmarks=("crows_pairs", "stereoset_intersentence"), limit=12)
+    assert report.models["name"].tolist() == [*models]
+    assert report.models["kind"].tolist() == ["masked", "causal", "causal"]
+    readouts = report.measures.groupby(["model", "benchmark"])["readout"].first()
+    assert readouts["masked", "crows_pairs"] == "modified"
+    assert readouts["causal", "crows_pairs"] == "joint"
+    scores = pd.read_parquet(out / "scores" / "masked" / "crows_pairs.modified.parquet")
+    by_hand = 100 * (scores["outcome"] == 1).sum() / scores["outcome"].notna().sum()
+    assert value_of(report, "masked", "stereotype_score") == pytest.approx(by_hand)
+    for name in ("bias.html", "bias.json", "bias_measures.csv", "bias_models.csv"):
+        assert (out / name).stat().st_size > 0
+    told = json.loads((out / "bias.json").read_text(encoding="utf-8"))
+    assert told["settings"]["benchmarks"] == ["crows_pairs", "stereoset_intersentence"]
+
+
+def test_a_random_network_is_told_and_a_trained_one_is_not(world: Path, data_root: Path, tmp_path: Path) -> None:
+    models = ("masked", "causal", "stories/stories260K.bin")
+    report = asked(world, data_root, tmp_path / "out", *models, benchmarks=("winogender",), limit=6)
+    assert report.models["capable"].tolist() == [False, False, True]
+    assert report.models["capability"].str.startswith("no better than chance").tolist() == [True, True, False]
+    page = (tmp_path / "out" / "bias.html").read_text(encoding="utf-8")
+    assert "no better than chance" in page
+
+
+def test_a_killed_command_scores_nothing_twice(world: Path, data_root: Path, tmp_path: Path) -> None:
+    """The process dies while the third part of the answers is being kept; two are there, and are not asked again."""
+    script = f"""
+import os, signal
+from fairsisa.store import Store
+put, kept = Store.put, []
+def deadly(store, lineage, *rest, **more):
+    if lineage.kind == "answers" and len(kept) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    kept.append(lineage.name)
+    return put(store, lineage, *rest, **more)
+Store.put = deadly
+from pathlib import Path
+import fairsisa.bias.benchmark as benchmark
+import test_runs_bias as own
+own.in_parts_of(10)
+own.asked(Path({str(world)!r}), Path({str(data_root)!r}), Path({str(tmp_path / "killed")!r}), *own.KILLED)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, check=False, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+    store = Store(tmp_path / "killed" / "store")
+    before = set(store.names("answers"))
+    assert len(before) == 2
+    with pytest.MonkeyPatch.context() as patch:
+        in_parts_of(10, patch)
+        put_again: list[str] = []
+        put = Store.put
+        patch.setattr(Store, "put", lambda own, lineage, *rest, **more: (
+            put_again.append(lineage.name), put(own, lineage, *rest, **more))[1])  # fmt: skip
+        resumed = asked(world, data_root, tmp_path / "killed", *KILLED)
+        whole = asked(world, data_root, tmp_path / "whole", *KILLED)
+    pd.testing.assert_frame_equal(resumed.measures, whole.measures)
+    every = set(Store(tmp_path / "whole" / "store").names("answers"))
+    first_call = put_again[: len(every) - 2]
+    assert not before & set(first_call)
+    assert set(store.names("answers")) == every == before | set(first_call)
+
+
+KILLED = ("causal",)
+
+
+def in_parts_of(size: int, patch: pytest.MonkeyPatch | None = None) -> None:
+    """Let every readout be asked so few items at a time, and the usual benchmarks be one that is quick."""
+    chunks_of = asking.chunks_of
+
+    def few(items: Sequence[Any], _: int) -> Any:
+        return chunks_of(items[:40], size)
+
+    if patch is None:
+        asking.chunks_of = few
+    else:
+        patch.setattr(asking, "chunks_of", few)
+
+
+def compared(world: Path, data_root: Path, out: Path, base: str, *others: str, **settings: Any) -> BiasReport:
+    chosen = ComparisonSettings(
+        base=str(world / base), other=tuple(str(world / name) for name in others), num_replicates=100, **settings
+    )
+    return compare_run(out, chosen, SCORING, paths=paths_of(out, data_root))
+
+
+def test_the_same_model_twice_shows_nothing(world: Path, data_root: Path, tmp_path: Path) -> None:
+    report = compared(
+        world,
+        data_root,
+        tmp_path,
+        "causal",
+        "twin",
+        benchmarks=("crows_pairs", "piqa"),
+        limit=20,
+        corpora=("wikitext2_test",),
+        num_blocks=4,
+        block_length=32,
+    )
+    assert (report.comparisons["difference"].fillna(0.0) == 0).all()
+    assert (report.comparisons["p_holm"].dropna() == 1.0).all()
+    assert report.behaviours[["flips", "all_flips"]].to_numpy().max() == 0
+    assert report.behaviours["kl_forward"].max() < 1e-6
+    assert report.divergences[["kl_forward", "kl_backward"]].to_numpy().max() < 1e-6
+    assert report.divergences["same_top"].tolist() == [1.0]
+    assert report.floors["changed_answers"].tolist() == [0, 0]
+    assert report.floors["largest_difference"].max() < 1e-4
+
+
+def test_other_models_are_compared_item_by_item(world: Path, data_root: Path, tmp_path: Path) -> None:
+    report = compared(
+        world, data_root, tmp_path, "causal", "stories/stories260K.bin", benchmarks=("crows_pairs",), limit=30
+    )
+    base, other = (
+        pd.read_parquet(tmp_path / "scores" / name / "crows_pairs.joint.parquet").set_index("item_id")
+        for name in ("causal", "stories-stories260K.bin-" + _digest("stories/stories260K.bin"))
+    )
+    both = base.join(other, lsuffix="_base", rsuffix="_other")
+    row = report.comparisons[
+        (report.comparisons["metric"] == "stereotype_score") & (report.comparisons["group"] == "")
+    ].iloc[0]
+    change = both["outcome_other"] - both["outcome_base"]
+    assert row["difference"] == pytest.approx(100 * change.mean())
+    assert (row["to_one"], row["to_zero"]) == ((change > 0).sum(), (change < 0).sum())
+    assert report.divergences.empty
+
+
+def _digest(name: str) -> str:
+    import hashlib
+
+    return hashlib.sha256(name.encode()).hexdigest()[:8]
+
+
+# Models of a run
+
+
+@pytest.fixture(scope="module")
+def hateful(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A tiny text run with a student and copies."""
+    settings = run_of(
+        TINY_TEXT,
+        replace(QUICK, max_epochs=1.0),
+        data={"name": "synthetic_text", "options": {"num_examples": 60}},
+        partition=PartitionSettings(num_shards=2, num_slices=1),
+    )
+    run = trained_in(tmp_path_factory.mktemp("hateful"), settings)
+    student = DistillationSettings(name="small", trainer={"max_epochs": 1.0, "batch_size": 16})
+    copies = CompressionSettings(({"method": "magnitude", "sparsity": 0.5},), name="sparse")
+    from fairsisa.settings import CalibrationSettings
+
+    for recipe in (Recipe(distil=student), Recipe(compress=(copies, CalibrationSettings()))):
+        descend_run(run, recipe, execution=HERE, on_event=silent, evaluate=False)
+    return run
+
+
+def opened(run: Run, part: str = "") -> Candidate:
+    return named_models([f"{run.directory}{part}"], SCORING, store=run.store)[0].open()
+
+
+def test_a_run_answers_as_it_is_served(hateful: Run) -> None:
+    from fairsisa.runs.serving import score_new
+    from fairsisa.sisa.ensemble import aggregate
+
+    texts = ["you are kind", "a dog and a cat", "what a day"]
+    served = aggregate(score_new(hateful, texts), hateful.settings.evaluation.aggregation, weights=[1.0, 1.0])
+    candidate = opened(hateful)
+    assert candidate.classify is not None
+    np.testing.assert_allclose(candidate.classify(texts), served)
+    assert candidate.classes == hateful.examples.classes
+    for part in (":small", ":sparse"):
+        smaller = opened(hateful, part)
+        assert smaller.classify is not None
+        scores = smaller.classify(texts)
+        assert scores.shape == (3, 2)
+        np.testing.assert_allclose(scores.sum(axis=1), 1.0, atol=1e-6)
+        assert smaller.digest != candidate.digest
+
+
+def test_what_a_model_of_a_run_said_is_purged_with_it(
+    hateful: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from bias_asking import ask, judge, made_items
+    from fairsisa.bias.asking import ask_items
+    from fairsisa.bias.benchmark import Readout
+    from unlearning_cases import copied
+
+    run = copied(hateful, tmp_path)
+    readout = Readout("made", "classifier", ask, judge, {"journal": str(tmp_path / "journal")})
+    for part in ("", ":small", ":sparse"):
+        ask_items(opened(run, part), made_items(5), readout, SCORING, store=run.store)
+    names = run.store.names("answers")
+    assert len(names) == 3
+    forget(run, [in_slice(run, 0, 0)[0]])
+    assert not set(names) & set(run.store.names("answers"))
+    assert verified(run)
+
+
+def test_a_part_that_is_not_there_is_named(hateful: Run, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no student or compressed copy 'smal'"):
+        opened(hateful, ":smal")
+    with pytest.raises(ModelError, match="Expected folders that match"):
+        named_models([str(tmp_path / "*")], SCORING, store=hateful.store)
+    with pytest.raises(ConfigError, match="got none: set model"):
+        named_models([], SCORING, store=hateful.store)
+    with pytest.raises(ConfigError, match="twice: give each once"):
+        named_models([str(hateful.directory)] * 2, SCORING, store=hateful.store)
+
+
+def test_a_missing_rater_names_the_command_that_trains_it(world: Path, data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="fairsisa train experiment=toxicity_rater"):
+        asked(world, data_root, tmp_path, "causal", benchmarks=("real_toxicity_prompts",), limit=2)
+
+
+def test_a_benchmark_that_suits_no_model_is_refused(world: Path, data_root: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="hatecheck asks classifier models, and none of yours is one"):
+        asked(world, data_root, tmp_path, "causal", benchmarks=("hatecheck",), limit=2)
+    with pytest.raises(ConfigError, match="Unknown benchmark 'crow_pairs'"):
+        catalogue.find_benchmark("crow_pairs")
+
+
+def test_the_error_of_a_rater_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, hateful: Run) -> None:
+    examples = hateful.examples
+
+    def classify(texts: Sequence[str]) -> np.ndarray:
+        truth = dict(zip(examples.frame["text"], examples.labels, strict=True))
+        right = np.array([truth[text] for text in texts])
+        return np.stack([1.0 - right, right], axis=1) * 0.8 + 0.1
+
+    rater = Candidate("rater", "ab" * 32, "classifier", classify=classify, classes=examples.classes)
+    facts: Mapping[str, Any] = raters.rater_error(rater, examples, Store(tmp_path / "store"))
+    assert facts["accuracy"] == facts["auc"] == 1.0
+    other = replace(rater, classes=("x", "y"))
+    assert "is unknown" in raters.rater_error(other, examples, Store(tmp_path / "store"))["told"]
