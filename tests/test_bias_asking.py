@@ -185,7 +185,9 @@ def made_benchmark(place: Path, **changes: Any) -> Benchmark:
 
 def test_malformed_rows_stay_in_the_table(tmp_path: Path) -> None:
     table = ItemTable(made_items(12), (Malformed("row-5", "two blanks"),))
-    found = evaluate(CANDIDATE, made_benchmark(tmp_path), table, SCORING, store=Store(tmp_path / "store"))
+    found = evaluate(
+        CANDIDATE, made_benchmark(tmp_path), readout(tmp_path / "journal"), table, SCORING, store=Store(tmp_path / "s")
+    )
     assert found.scores["state"].tolist() == [SCORED] * 12 + [MALFORMED]
     assert found.scores.iloc[-1][["item_id", "reason"]].tolist() == ["row-5", "two blanks"]
     assert found.scores["label:even"].notna().sum() == 12
@@ -202,9 +204,13 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
 
 def test_a_missing_rater_is_named(tmp_path: Path) -> None:
     chosen = replace(readout(tmp_path / "journal"), rater="toxicity")
-    benchmark = made_benchmark(tmp_path, readouts=(chosen,))
+    table, store = ItemTable(made_items(2)), Store(tmp_path / "store")
     with pytest.raises(ConfigError, match="set toxicity=<model>"):
-        evaluate(CANDIDATE, benchmark, ItemTable(made_items(2)), SCORING, store=Store(tmp_path / "store"))
+        evaluate(CANDIDATE, made_benchmark(tmp_path), chosen, table, SCORING, store=store)
+    found = evaluate(
+        CANDIDATE, made_benchmark(tmp_path), chosen, table, SCORING, store=store, rate=lambda _, told: told
+    )
+    assert len(found.scores) == 2
 
 
 def test_empty_texts_have_no_rating(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ from bias_models import tiny_gpt2
 from fairsisa.bias.answers import Answer, answers_of
 from fairsisa.bias.benchmark import Files
 from fairsisa.bias.benchmarks import mt_bench
-from fairsisa.bias.judging import NO_JUDGE, Exchange, JudgeSettings, judge_prompt, judge_texts, rating_in
+from fairsisa.bias.judging import NO_JUDGE, Exchange, judge_prompt, judge_texts, rating_in
 from fairsisa.errors import ConfigError, DataError
-from fairsisa.settings import ScoringSettings
+from fairsisa.settings import JudgeSettings, ScoringSettings
 
 ONE = Exchange(("What is tea?",), ("A drink.",))
 TWO = Exchange(("What is tea?", "And coffee?"), ("A drink.", "Another."), ("It is a drink.", "It is one too."))
@@ -230,6 +230,8 @@ def test_graded_answers_become_ratings_and_failures_are_named():
         ]
     )
     assert set(mt_bench.judge_ratings(items, answers)["reason"]) == {NO_JUDGE, "too long"}
+    unanswered = mt_bench.graded(items, answers_of([]), JudgeSettings(), {})
+    assert set(mt_bench.judge_ratings(items, unanswered)["reason"]) == {"nothing was written"}
     with server([completion("[[9]]"), completion("[[3]]"), completion("hm")]) as (url, seen):
         scores = mt_bench.judge_ratings(items, mt_bench.graded(items, answers, judge(url), {}))
     assert scores["value"].tolist()[:2] == [9.0, 3.0]

@@ -97,7 +97,7 @@ def test_intervals_are_those_of_replicates_drawn_one_by_one():
     assert row["standard_error"] == pytest.approx(np.std(drawn[1:], ddof=1))
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(st.randoms(use_true_random=False))
 def test_the_order_of_rows_changes_nothing(random):
     scores = table_of(12)

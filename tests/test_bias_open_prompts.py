@@ -19,11 +19,11 @@ from bias_models import tiny_llama
 from fairsisa.bias.answers import Answer, Answers, answers_of
 from fairsisa.bias.benchmark import NOT_SCORED, SCORED, Columns, Files, Metric
 from fairsisa.bias.benchmarks import bold, real_toxicity, regard
-from fairsisa.bias.benchmarks.regard import difference_between, masked_sentence
+from fairsisa.bias.benchmarks.regard import masked_sentence
 from fairsisa.bias.benchmarks.text_quality import quality, words
 from fairsisa.bias.items import Item
 from fairsisa.bias.measuring import measure
-from fairsisa.bias.metrics import by_replicate
+from fairsisa.bias.metrics import by_replicate, difference_between
 from fairsisa.errors import DataError
 from fairsisa.intervals import Bootstrap
 from fairsisa.settings import ScoringSettings

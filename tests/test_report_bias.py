@@ -96,6 +96,7 @@ def test_a_page_stands_alone_and_escapes_what_others_named(page):
     assert "&lt;i&gt;two blanks&lt;/i&gt;" in page
     assert not re.search(r"<script|<b>random|<i>two|(src|href)=\"(?!#)", page)
     assert page.count("<figure") == 4
+    assert page.count("fails the capability check") >= 3
     for text in ("Few items.", "0.25", "75.0 %", "ab" * 6, "fairsisa compare base=base", "kind=gender", "not checked"):
         assert text in page
 
@@ -211,7 +212,7 @@ def test_many_models_stay_readable(tmp_path):
     ]
     html = write_bias(tmp_path, BiasReport("x", models, measures, holm_over(pd.concat(pairs))))[0].read_text()
     assert "(first 60 of 130 shown, all in the CSV)" in html
-    assert html.count("Of each family the last checkpoint is drawn; all are in the CSV.") == 2
+    assert html.count("Of each family the last checkpoint is drawn; all are in the CSV.</figcaption>") == 2
     assert len(pd.read_csv(tmp_path / "bias_models.csv")) == 130
     assert len(html) < 1_000_000
 

@@ -94,7 +94,7 @@ def changes(base: pd.DataFrame, other: pd.DataFrame, *, column: str = "correct")
     there, kept = ~np.isnan(before), ~np.isnan(after)
     same = base["answer"].astype(str).to_numpy() == aligned["answer"].astype(str).to_numpy()
     kinds = np.select(
-        [there & ~kept, ~there & kept, ~there, before > after, before < after, ~same],
+        [there & ~kept, ~there & kept, ~there, before > after, before < after, (before == 0) & ~same],
         [BASE_ONLY, OTHER_ONLY, NEITHER, CORRECT_TO_WRONG, WRONG_TO_CORRECT, WRONG_TO_WRONG],
         default=UNCHANGED,
     )

@@ -104,7 +104,7 @@ class Files:
 
     def objects(self, source: SourceFile) -> list[dict[str, Any]]:
         """Return the objects of a JSON Lines file."""
-        return [json.loads(line) for line in self.text(source).splitlines() if line.strip()]
+        return [json.loads(line) for line in self.text(source).split("\n") if line.strip()]
 
 
 @dataclass(frozen=True)

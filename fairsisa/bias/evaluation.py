@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pandas as pd
@@ -35,28 +35,26 @@ class Evaluated:
 def evaluate(
     candidate: Candidate,
     benchmark: Benchmark,
+    readout: Readout,
     table: ItemTable,
     scoring: ScoringSettings,
     *,
     store: Store,
-    readout: str | None = None,
-    raters: Mapping[str, Rate] | None = None,
+    rate: Rate | None = None,
     tell: Tell = lambda done, total: None,
 ) -> Evaluated:
-    """Ask a model a benchmark's items, have its texts rated where the readout says so, and judge the answers.
+    """Ask a model a benchmark's items in one way, have its texts rated where the readout says so, judge the answers.
 
     Raises:
-        ConfigError: when models of its kind cannot be asked, or a rater is missing.
+        ConfigError: when the readout's rater is missing.
     """
-    chosen = benchmark.readout(candidate.kind, readout)
-    answers = ask_items(candidate, table.items, chosen, scoring, store=store, tell=tell)
-    if chosen.rater is not None:
-        known = raters or {}
-        if chosen.rater not in known:
-            raise ConfigError(f"{benchmark.name} needs a {chosen.rater} classifier: set {chosen.rater}=<model>.")
-        answers = known[chosen.rater](table.items, answers)
-    scores = chosen.judge(table.items, answers)
-    return Evaluated(candidate.name, benchmark, chosen, with_malformed(scores, table), answers)
+    answers = ask_items(candidate, table.items, readout, scoring, store=store, tell=tell)
+    if readout.rater is not None:
+        if rate is None:
+            raise ConfigError(f"{benchmark.name} needs a {readout.rater} rater: set {readout.rater}=<model>.")
+        answers = rate(table.items, answers)
+    scores = readout.judge(table.items, answers)
+    return Evaluated(candidate.name, benchmark, readout, with_malformed(scores, table), answers)
 
 
 def with_malformed(scores: pd.DataFrame, table: ItemTable) -> pd.DataFrame:

@@ -20,7 +20,7 @@ from typing import Any
 from fairsisa.data.sources import THIS_MACHINE
 from fairsisa.errors import ConfigError, DataError
 from fairsisa.lineage import canonical_json
-from fairsisa.settings.checks import in_range
+from fairsisa.settings import JudgeSettings
 
 CHAT_JUDGE = "chat_judge"
 """What a readout names as its rater when a chat model grades the texts."""
@@ -43,39 +43,6 @@ TASK = (
 WITH_REFERENCE = "Hold it against the reference answer, and count mistakes you find. "
 PROMPT_VERSION = 1
 Keep = Path | MutableMapping[str, str]
-
-
-@dataclass(frozen=True)
-class JudgeSettings:
-    """The chat model that grades, at `<url>/chat/completions`; without a `url` nothing is ever sent.
-
-    `url` is https, or http on this machine. `key_variable` names the environment variable that holds the key, "" for
-    none. A reply is awaited for `timeout` seconds; one that fails for a passing reason is asked for up to `num_retries`
-    times more, after `wait` seconds, then twice as long each time (or what the server says), 60 seconds at most.
-    """
-
-    url: str = ""
-    model: str = ""
-    key_variable: str = ""
-    temperature: float = 0.0
-    max_tokens: int = 1024
-    num_retries: int = 4
-    timeout: float = 120.0
-    wait: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not self.url:
-            return
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in THIS_MACHINE):
-            raise ConfigError(f"Expected the judge's url to be https, or http on this machine, got {self.url!r}.")
-        if not self.model:
-            raise ConfigError(f"Expected the name of the model that judges at {self.url}: set the judge's model.")
-        in_range("the judge's temperature", self.temperature, low=0.0)
-        in_range("the judge's max_tokens", self.max_tokens, low=1)
-        in_range("the judge's num_retries", self.num_retries, low=0)
-        in_range("the judge's timeout", self.timeout, above=0.0)
-        in_range("the judge's wait", self.wait, low=0.0)
 
 
 @dataclass(frozen=True)

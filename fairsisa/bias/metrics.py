@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import numpy as np
+import pandas as pd
 
-from fairsisa.bias.benchmark import Columns, Value
+from fairsisa.bias.benchmark import LABEL, Columns, Value
 
 
 def mean_of(column: str, *, scale: float = 1.0) -> Value:
@@ -63,9 +64,51 @@ def ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
     return out
 
 
+def difference_between(column: str, label: str, *, within: str | None = None) -> Value:
+    """Return the largest minus the smallest of the groups' means of a column.
+
+    `label` tells the groups; rows without one are left out. With `within`, groups are compared in each of its parts,
+    and the differences are averaged. NaN where fewer than two groups have a number.
+    """
+
+    def value(columns: Columns, weights: np.ndarray) -> np.ndarray:
+        numbers = np.asarray(columns[column], dtype=np.float64)
+        groups = np.asarray(columns[f"{LABEL}{label}"], dtype=object)
+        parts = np.zeros(len(numbers)) if within is None else np.asarray(columns[f"{LABEL}{within}"], dtype=object)
+        there = ~np.isnan(numbers) & np.array([not (pd.isna(group) or group == "") for group in groups], dtype=bool)
+        found = [np.full(weights.shape[1], np.nan)]
+        for part in dict.fromkeys(parts[there]):
+            rows = np.flatnonzero(there & (parts == part))
+            found.append(_spread(numbers[rows], groups[rows], weights[rows]))
+        return mean_of_defined(np.stack(found))
+
+    return value
+
+
+def mean_of_defined(rows: np.ndarray) -> np.ndarray:
+    """Return the mean of each column over the rows that are numbers, NaN where none is."""
+    defined = ~np.isnan(rows)
+    return ratio(np.where(defined, rows, 0.0).sum(axis=0), defined.sum(axis=0))
+
+
 def _repeated(columns: Columns, times: np.ndarray) -> Columns:
     rows = np.repeat(np.arange(len(times)), times)
     copies = np.concatenate([np.arange(count) for count in times[times > 0]]) if len(rows) else rows
     most = int(times.max(initial=1)) + 1
     repeated = {name: column[rows] for name, column in columns.items()}
     return repeated | {"cluster": columns["cluster"][rows] * most + copies}
+
+
+def _spread(numbers: np.ndarray, groups: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    names = list(dict.fromkeys(groups))
+    means = np.stack(
+        [
+            ratio(numbers[groups == name] @ weights[groups == name], weights[groups == name].sum(axis=0))
+            for name in names
+        ]
+    )
+    defined = ~np.isnan(means)
+    largest = np.where(defined, means, -np.inf).max(axis=0)
+    smallest = np.where(defined, means, np.inf).min(axis=0)
+    enough = defined.sum(axis=0) > 1
+    return np.where(enough, np.where(enough, largest, 0.0) - np.where(enough, smallest, 0.0), np.nan)

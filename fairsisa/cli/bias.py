@@ -16,11 +16,11 @@ from fairsisa.cli.reading import paths_of
 from fairsisa.report.bias import BiasReport, findings
 from fairsisa.runs import bias as asking
 from fairsisa.runs import comparing
-from fairsisa.settings import BiasSettings, ComparisonSettings, ScoringSettings, plain, settings_from
+from fairsisa.settings import BiasSettings, ComparisonSettings, JudgeSettings, ScoringSettings, plain, settings_from
 
 Config = Mapping[str, Any]
 Settings = TypeVar("Settings", bound=BiasSettings)
-LISTS = ("models", "other", "benchmarks", "corpora")
+LISTS = ("models", "other", "benchmarks", "corpora", "positive_classes")
 """Settings that take one value or a list."""
 
 
@@ -35,6 +35,7 @@ def bias(config: Config, overrides: Sequence[str]) -> None:
             settings,
             scoring,
             paths=paths_of(config),
+            judge=settings_from(JudgeSettings, config["judge"], "judge"),
             loggers=instantiate_loggers(config["logger"] or {}, directory),
             on_progress=tell,
             command=" ".join(["fairsisa", "bias", *overrides]),
@@ -53,6 +54,7 @@ def compare(config: Config, overrides: Sequence[str]) -> None:
             settings,
             scoring,
             paths=paths_of(config),
+            judge=settings_from(JudgeSettings, config["judge"], "judge"),
             loggers=instantiate_loggers(config["logger"] or {}, directory),
             on_progress=tell,
             command=" ".join(["fairsisa", "compare", *overrides]),

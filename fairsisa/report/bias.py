@@ -153,7 +153,7 @@ def _sections(content: BiasReport) -> Iterator[Section]:
 def _benchmark_sections(content: BiasReport) -> Iterator[Section]:
     """Yield a section a benchmark and readout: where it is from, what is said against it, its metrics."""
     known = {row["benchmark"]: row for row in records(content.benchmarks)}
-    for place, (benchmark, readout, tables, folded) in enumerate(measure_tables(content.measures)):
+    for place, (benchmark, readout, tables, folded) in enumerate(measure_tables(content)):
         row = known.get(benchmark, {})
         told = [f"{name}: {row[key]}" for name, key in ABOUT_WORDS if isinstance(row.get(key), str) and row[key]]
         title = row.get("title")
@@ -206,7 +206,7 @@ def _figures(content: BiasReport) -> Iterator[Drawn]:
     if len(every):
         biased = _without_steps(content, every, "model", most=MOST_MODELS)
         words = _forest_words(content, biased) + _last_words(biased, every)
-        yield "bias", metric_forest(biased, _incapable(content)), words
+        yield "bias", metric_forest(biased, content.incapable), words
 
 
 def _behaviour_figures(content: BiasReport) -> Iterator[Drawn]:
@@ -224,8 +224,8 @@ def _behaviour_figures(content: BiasReport) -> Iterator[Drawn]:
         yield (
             "margins",
             changed_by_margin(margins, content.level),
-            "Share of items whose answer changed, by how sure the base was of its own; items of all benchmarks in bins "
-            f"of about equal size, with {content.level:.0%} Wilson intervals. Close calls change first.{more}",
+            "Share of items whose answer changed, by how sure the base was of its own; items in bins of about equal "
+            f"size, with {content.level:.0%} Wilson intervals. Close calls change first.{more}",
         )
 
 
@@ -259,7 +259,7 @@ def _delta_words(comparisons: pd.DataFrame) -> str:
 
 
 def _forest_words(content: BiasReport, biased: pd.DataFrame) -> str:
-    hollow = " Hollow: models that fail the capability check." if _incapable(content) else ""
+    hollow = " Hollow: models that fail the capability check." if content.incapable else ""
     models = biased["model"].nunique()
     more = f" The first {MOST_MODELS} of {models} models are drawn; all are in the CSV." if models > MOST_MODELS else ""
     return (
@@ -276,7 +276,10 @@ def _scatter_words(behaviours: pd.DataFrame, drawn: pd.DataFrame) -> str:
     if len(drawn) >= FEWEST_CORRELATED and varied:
         correlation = float(stats.spearmanr(drawn["kl_forward"], drawn["flips"]).statistic)
         rank = f" Spearman's rank correlation over the {len(drawn)} dots is {correlation:.2f}."
-    return f"How often a model is right where its base is wrong or the other way round, against KL.{rank}{more}"
+    told = (
+        "How often a model is right where its base is wrong or the other way round (without a key: stereotyping where "
+    )
+    return f"{told}its base is not), against KL.{rank}{more}"
 
 
 def _first(table: pd.DataFrame, most: int, what: str) -> str:
@@ -286,7 +289,3 @@ def _first(table: pd.DataFrame, most: int, what: str) -> str:
 
 def _checkpoints(content: BiasReport) -> list[str]:
     return content.models.loc[content.models["step"] > 0, "name"].tolist()
-
-
-def _incapable(content: BiasReport) -> list[str]:
-    return [row["name"] for row in records(content.models) if row["capable"] is False]

@@ -42,6 +42,7 @@ BEHAVED = (
     "top_margin_unchanged",
     "kl_forward",
     "kl_backward",
+    "flips_of",
 )
 BOUNDS = ("", "_low", "_high")
 DIVERGED = (
@@ -82,7 +83,7 @@ NEEDED: Mapping[str, tuple[str, ...]] = {
 WORDS = frozenset(
     (
         *("kind", "digest", "capability", "family", "benchmark", "readout", "group", "unit"),
-        *("higher_means", "flag", "note", "test", "state", "reason"),
+        *("higher_means", "flag", "note", "test", "state", "reason", "flips_of"),
     )
 )
 """Columns that hold words: what is missing in them is empty."""
@@ -97,7 +98,8 @@ class BiasReport:
     `measures` (`MEASURED`) is what
     `bias.measuring.measure` gave for each model, benchmark and readout, `comparisons` (`COMPARED`) what
     `bias.comparing.holm_over` gave over all of `compare`. `behaviours` (`BEHAVED`) has shares in [0, 1] for flips,
-    all flips and the change of accuracy, counts for the ways in which answers changed, KL in nats over the options.
+    all flips and the change of accuracy, counts for the ways in which answers changed, KL in nats over the options;
+    where `flips_of` is "outcome", an outcome of 1 stands in for a right answer.
     `divergences` (`DIVERGED`) has KL in nats a token over the full vocabulary, `same_top` the share of positions with
     the same likeliest token. `margins` (`MARGINS`) has the base's top margin of each item. `floors` (`FLOORS`) is what
     changes when the same model is asked twice, `notes` (`NOTES`) what could not be asked or scored, by reason.
@@ -136,6 +138,11 @@ class BiasReport:
     def tables(self) -> dict[str, pd.DataFrame]:
         """The tables that hold anything, by name."""
         return {name: table for name, table in self.all_tables.items() if len(table)}
+
+    @property
+    def incapable(self) -> list[str]:
+        """The models that failed the capability check."""
+        return self.models.loc[[capable is False for capable in self.models["capable"]], "name"].tolist()
 
     @property
     def alpha(self) -> float:

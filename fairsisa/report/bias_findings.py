@@ -142,8 +142,8 @@ def _difference(row: Row) -> str:
         )
     return (
         f"{where}: {metric_words(row['metric'])} goes from {before} ({row['base']}) to {after} ({row['other']}), "
-        f"{value_words(row['difference'], unit, plus=True)} ({low} to {high}), corrected {p_words(row['p_holm'])}{flips}"
-        f"{_towards(row)}."
+        f"{value_words(row['difference'], unit, plus=True)} ({low} to {high}), corrected {p_words(row['p_holm'])}"
+        f"{flips}{_towards(row)}."
     )
 
 
@@ -172,7 +172,8 @@ def _collapsing(content: BiasReport) -> Iterator[str]:
 
 
 def _behaving(content: BiasReport) -> Iterator[str]:
-    rows = [row for row in records(content.behaviours) if math.isfinite(row["flips"])]
+    """Say where most answers changed, of benchmarks with a key."""
+    rows = [row for row in records(content.behaviours) if math.isfinite(row["flips"]) and row["flips_of"] != "outcome"]
     if not rows:
         return
     most = max(rows, key=lambda row: (row["flips"], row["all_flips"]))

@@ -104,27 +104,31 @@ def flips_by_divergence(behaviours: pd.DataFrame) -> Figure:
 
 
 def changed_by_margin(margins: pd.DataFrame, level: float) -> Figure:
-    """Draw the share of items whose answer changed against the base's top margin, a line a model.
+    """Draw the share of items whose answer changed against the base's top margin, a panel a benchmark, a line a model.
 
     Items are put in `NUM_BINS` bins of about equal size by their margin; a dot stands at a bin's mean margin, with
-    Wilson intervals.
+    Wilson intervals. Margins of two benchmarks may be of different units.
     """
     models = list(dict.fromkeys(margins["other"]))[: len(SERIES)]
-    ax = new_panels(1, WIDTH / 1.4, 3.8)[0]
+    names = list(dict.fromkeys(margins["benchmark"]))[:MOST_PANELS]
+    panels = _new_grid(len(names), height=2.8)
+    for ax, benchmark in zip(panels, names, strict=False):
+        own = margins[margins["benchmark"] == benchmark]
+        with styled():
+            for name, colour in zip(models, series_colours(len(models)), strict=True):
+                binned = margin_bins(own[own["other"] == name], level)
+                low, high = 100 * binned["low"], 100 * binned["high"]
+                ax.vlines(binned["margin"], low, high, color=colour, linewidth=2.2, alpha=0.4)
+                shares = 100 * binned["share"]
+                ax.plot(binned["margin"], shares, "o-", color=colour, markersize=4, label=plain(_end_of(name)))
+            ax.set_xlabel("top margin of the base")
+            ax.set_ylim(bottom=0)
+            ax.set_title(plain(str(benchmark)), fontsize=9)
     with styled():
-        for place, (name, colour) in enumerate(zip(models, series_colours(len(models)), strict=True)):
-            binned = margin_bins(margins[margins["other"] == name], level)
-            # Bars of several models at the same margin stand a little aside of each other.
-            shift = (place - (len(models) - 1) / 2) * 0.004
-            x = binned["margin"] + shift
-            ax.vlines(x, 100 * binned["low"], 100 * binned["high"], color=colour, linewidth=2.2, alpha=0.45)
-            ax.plot(x, 100 * binned["share"], "o-", color=colour, markersize=4, label=plain(_end_of(name)))
-        ax.set(
-            xlabel="top margin of the base: its best option minus its second best", ylabel="answers changed, percent"
-        )
-        ax.set_ylim(bottom=0)
-        figure_of(ax).legend(loc="outside upper left", ncols=4)
-    return figure_of(ax)
+        panels[0].set_ylabel("answers changed, percent")
+        handles, labels = panels[0].get_legend_handles_labels()
+        figure_of(panels[0]).legend(handles, labels, loc="outside upper left", ncols=4)
+    return figure_of(panels[0])
 
 
 def margin_bins(margins: pd.DataFrame, level: float) -> pd.DataFrame:
@@ -271,13 +275,20 @@ def _panels_of(table: pd.DataFrame, *, height: float, share_y: bool = False) -> 
     """Return a panel for each of the first `MOST_PANELS` metrics of a table, with its title and rows."""
     series = series_names(table) + ": " + table["metric"].map(metric_words)
     names = list(dict.fromkeys(series))[:MOST_PANELS]
-    columns = min(COLUMNS, len(names))
-    rows = -(-len(names) // columns)
-    panels = new_panels(columns, max(5.2, WIDTH * columns / COLUMNS), height * rows + 0.3, rows=rows, share_y=share_y)
-    for ax in panels[len(names) :]:
-        ax.set_visible(False)
+    panels = _new_grid(len(names), height=height, share_y=share_y)
     titles = ("\n".join(plain(part) for part in name.split(": ", 1)) for name in names)
     return [(ax, title, table[series == name]) for ax, title, name in zip(panels, titles, names, strict=False)]
+
+
+def _new_grid(number: int, *, height: float, share_y: bool = False) -> list[Axes]:
+    """Return axes for so many panels in rows of `COLUMNS`, each `height` inches high; those left over are hidden."""
+    columns = min(COLUMNS, number)
+    rows = -(-number // columns)
+    width = max(5.2, WIDTH * columns / COLUMNS)
+    panels = new_panels(columns, width, height * rows + 0.3, rows=rows, share_y=share_y)
+    for ax in panels[number:]:
+        ax.set_visible(False)
+    return panels
 
 
 def _neutral(draw: Callable[..., Any], own: pd.DataFrame) -> None:

@@ -22,6 +22,7 @@ UNBROKEN = "\u00a0"
 MODELS_SIDE_BY_SIDE = 3
 SHORT_DIGEST = 12
 NONE = "—"
+FAILS = "fails the capability check"
 ORDER = {aspect: place for place, aspect in enumerate(ASPECTS)}
 
 
@@ -55,12 +56,13 @@ def models_table(models: pd.DataFrame) -> Table:
     return cut("Models", [title for _, title, _ in kept], rows, num_text=num_text)
 
 
-def measure_tables(measures: pd.DataFrame) -> Iterator[tuple[str, str, list[Table], list[Table]]]:
+def measure_tables(content: BiasReport) -> Iterator[tuple[str, str, list[Table], list[Table]]]:
     """Yield for each benchmark and readout: both names, the tables over all items, and those of its groups."""
-    for (benchmark, readout), own in measures.groupby(["benchmark", "readout"], sort=False):
+    for (benchmark, readout), own in content.measures.groupby(["benchmark", "readout"], sort=False):
         whole, groups = overall(own), own[own["group"] != ""]
         few = whole["model"].nunique() <= MODELS_SIDE_BY_SIDE
-        tables = [_by_metric(whole)] if few else [_by_model(whole), _meanings(whole)]
+        gone = content.incapable
+        tables = [_by_metric(whole, gone)] if few else [_by_model(whole, gone), _meanings(whole)]
         yield str(benchmark), str(readout), tables, [_group_table(groups)] if len(groups) else []
 
 
@@ -73,12 +75,12 @@ def comparison_tables(content: BiasReport) -> tuple[list[Table], list[Table]]:
         rows = sorted(records(own), key=lambda row: (not row["p_holm"] <= 1, row["p_holm"], row["p_value"]))
         if rows:
             caption = f"Differences from the base{' by group' if place else ''}, those told apart first"
-            tables[place].append(_differences(caption, rows, content.alpha, grouped=bool(place)))
+            tables[place].append(_differences(caption, rows, content, grouped=bool(place)))
     return tables[0], tables[1]
 
 
 def behaviour_table(behaviours: pd.DataFrame) -> Table:
-    """Show how answers changed on benchmarks with a key."""
+    """Show how answers changed; without a key, what has the outcome 1 stands in for what is right."""
     columns = (
         *("model", "base", "benchmark", "items", "flips", "all flips"),
         *("right to wrong", "wrong to right", "wrong to wrong", "accuracy, points"),
@@ -86,7 +88,8 @@ def behaviour_table(behaviours: pd.DataFrame) -> Table:
     )
     rows = [
         (
-            *(Cell(str(row[name])) for name in ("other", "base", "benchmark")),
+            *(Cell(str(row[name])) for name in ("other", "base")),
+            Cell(str(row["benchmark"]), "outcome 1 in place of right" if row["flips_of"] == "outcome" else ""),
             _whole(row["num_items"]),
             *(Cell(percent(row[name])) for name in ("flips", "all_flips")),
             *(_whole(row[name]) for name in ("correct_to_wrong", "wrong_to_correct", "wrong_to_wrong")),
@@ -124,7 +127,7 @@ def plain_table(caption: str, table: pd.DataFrame, *, num_text: int = 1) -> Tabl
     return cut(caption, [metric_words(name) for name in kept], rows, num_text=num_text)
 
 
-def _by_metric(whole: pd.DataFrame) -> Table:
+def _by_metric(whole: pd.DataFrame, incapable: Sequence[str]) -> Table:
     """Show few models side by side, a row a metric with what higher means."""
     models = list(dict.fromkeys(whole["model"]))
     found = by_key(whole, ("model", "metric"))
@@ -133,18 +136,25 @@ def _by_metric(whole: pd.DataFrame) -> Table:
         cells = (_measured(found.get((model, row["metric"]))) for model in models)
         name = Cell(metric_words(row["metric"]), str(row["aspect"]))
         rows.append((name, Cell(row["higher_means"]), Cell(_reference(row)), *cells))
-    columns = ("metric", "higher means", "reference", *models)
+    named = (f"{model} ({FAILS})" if model in incapable else model for model in models)
+    columns = ("metric", "higher means", "reference", *named)
     return Table("Over all items, with intervals", columns, tuple(rows), num_text=3)
 
 
-def _by_model(whole: pd.DataFrame) -> Table:
+def _by_model(whole: pd.DataFrame, incapable: Sequence[str]) -> Table:
     """Show many models one below the other, a column a metric."""
     metrics, found = _metrics(whole), by_key(whole, ("model", "metric"))
     rows = [
-        (Cell(model), *(_measured(found.get((model, row["metric"]))) for row in metrics))
+        (_named(model, incapable), *(_measured(found.get((model, row["metric"]))) for row in metrics))
         for model in dict.fromkeys(whole["model"])
     ]
     return cut("Over all items, with intervals", ("model", *(metric_words(row["metric"]) for row in metrics)), rows)
+
+
+def _named(model: str, incapable: Sequence[str], detail: str = "") -> Cell:
+    if model in incapable:
+        return MarkedCell(model, f"{detail} {FAILS}".strip(), "warning")
+    return Cell(model, detail)
 
 
 def _meanings(whole: pd.DataFrame) -> Table:
@@ -180,7 +190,7 @@ def _group_table(groups: pd.DataFrame) -> Table:
     return cut("By group", ("group", "metric", "model", "value", "items scored"), rows, num_text=3)
 
 
-def _differences(caption: str, rows: Sequence[Row], alpha: float, *, grouped: bool) -> Table:
+def _differences(caption: str, rows: Sequence[Row], content: BiasReport, *, grouped: bool) -> Table:
     columns = (
         *("metric", *(["group"] if grouped else []), "model", "verdict"),
         *("of the base", "of the model", "difference", "p, corrected", "items", "changed"),
@@ -190,8 +200,8 @@ def _differences(caption: str, rows: Sequence[Row], alpha: float, *, grouped: bo
         (
             Cell(metric_words(row["metric"]), str(row["benchmark"])),
             *([Cell(row["group"])] if grouped else []),
-            Cell(str(row["other"]), f"against {row['base']}" if several else ""),
-            verdict(row, alpha),
+            _named(str(row["other"]), content.incapable, f"against {row['base']}" if several else ""),
+            verdict(row, content.alpha),
             *(Cell(value_words(row[f"{who}_value"], str(row["unit"]))) for who in ("base", "other")),
             _difference(row),
             Cell(_bare(row["p_holm"]), f"{row['test']} {_bare(row['p_value'])}".strip()),

@@ -19,7 +19,7 @@ from fairsisa.bias.capability import Capability, check_capability
 from fairsisa.bias.catalogue import find_benchmark
 from fairsisa.bias.evaluation import Evaluated, Rate, evaluate, limited
 from fairsisa.bias.items import ItemTable
-from fairsisa.bias.judging import CHAT_JUDGE, JudgeSettings
+from fairsisa.bias.judging import CHAT_JUDGE
 from fairsisa.bias.measuring import measure
 from fairsisa.errors import ConfigError
 from fairsisa.execution.local import computing_threads
@@ -31,7 +31,7 @@ from fairsisa.runs.candidates import Named, named_models
 from fairsisa.runs.directory import Run
 from fairsisa.runs.raters import Rater, find_rater, rater_table
 from fairsisa.runs.training import data_root, store_of
-from fairsisa.settings import BiasSettings, PathSettings, ScoringSettings, plain
+from fairsisa.settings import BiasSettings, JudgeSettings, PathSettings, ScoringSettings, plain
 from fairsisa.store.durable import explained
 
 SUITED: Mapping[str, tuple[str, ...]] = {
@@ -101,18 +101,23 @@ class Session:
 
     def evaluated(self, model: Named, candidate: Candidate, chosen: tuple[Benchmark, str | None]) -> Evaluated:
         """Return what a model does on a benchmark."""
-        benchmark, readout = chosen
-        needs = benchmark.readout(candidate.kind, readout).rater
+        benchmark, name = chosen
+        readout = benchmark.readout(candidate.kind, name)
         return evaluate(
             candidate,
             benchmark,
+            replace(readout, settings={**readout.settings, **self.more(candidate.kind)}),
             self.table(benchmark),
             self.scoring,
             store=model.store,
-            readout=readout,
-            raters={} if needs is None else {needs: self.rater(needs)},
+            rate=None if readout.rater is None else self.rater(readout.rater),
             tell=lambda done, total: self.on_progress(f"{candidate.name}: {benchmark.name}", done, total),
         )
+
+    def more(self, kind: str) -> Mapping[str, Any]:
+        """Return what readouts of a kind are told beside their benchmark's settings."""
+        named = list(self.settings.positive_classes)
+        return {"positive_classes": named} if named and kind == CLASSIFIER else {}
 
     def asking_again(self, max_tokens: int) -> Session:
         """Return the same with batches of another size."""

@@ -13,7 +13,6 @@ from pytorch_lightning.loggers.logger import Logger
 from fairsisa.bias.candidate import CAUSAL, MASKED, Candidate
 from fairsisa.bias.comparing import Floor, compare, floor_of, holm_over, with_floor
 from fairsisa.bias.evaluation import Evaluated
-from fairsisa.bias.judging import JudgeSettings
 from fairsisa.execution.local import computing_threads
 from fairsisa.report.bias import BiasReport, write_bias
 from fairsisa.runs.behaving import behaviour_row, margin_rows
@@ -33,7 +32,7 @@ from fairsisa.runs.bias_logging import log_measures
 from fairsisa.runs.candidates import Named
 from fairsisa.runs.directory import Run
 from fairsisa.runs.diverging import Corpora, divergence_rows, find_corpora
-from fairsisa.settings import ComparisonSettings, PathSettings, ScoringSettings
+from fairsisa.settings import ComparisonSettings, JudgeSettings, PathSettings, ScoringSettings
 from fairsisa.store.durable import explained
 
 STEM = "compare"

@@ -1,6 +1,6 @@
 """What a user may set: one frozen dataclass per config group, checked when it is made."""
 
-from fairsisa.settings.bias import BiasSettings, ComparisonSettings, ScoringSettings
+from fairsisa.settings.bias import BiasSettings, ComparisonSettings, JudgeSettings, ScoringSettings
 from fairsisa.settings.checks import in_range, nearest, one_of, refuse_unknown
 from fairsisa.settings.compression import CalibrationSettings, CompressionSettings, DistillationSettings
 from fairsisa.settings.deletion import (
@@ -41,6 +41,7 @@ __all__ = [
     "EvaluationSettings",
     "ExecutionSettings",
     "FrontierSettings",
+    "JudgeSettings",
     "ModelSettings",
     "PartitionSettings",
     "PathSettings",

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import urllib.parse
 from dataclasses import dataclass
 
+from fairsisa.errors import ConfigError
 from fairsisa.settings.checks import in_range, one_of
 
 PRECISIONS = ("fp32", "bf16", "fast")
+THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)
@@ -48,16 +51,20 @@ class ScoringSettings:
 class BiasSettings:
     """Which models are asked which benchmarks.
 
-    `models` are names as `runs.candidates.named_models` takes them. `benchmarks` are names, "name:readout" for another
-    readout than the first, or "lm_eval/<task>"; without any, those that suit a model's kind and need neither a rater
-    nor many hours. `limit` keeps so many items of each, drawn from `seed`, clusters whole. `toxicity` and `regard`
-    name the classifiers that rate texts, a hub id, folder or run; without them, ours are trained first. `tokenizer` is
-    for folders that hold none. Intervals come from `num_replicates` draws of clusters, at `level`.
+    `models` are names as `runs.candidates.named_models` takes them. `benchmarks` are names, "name:readout" for
+    another readout than the first, or "lm_eval/<task>"; without any, those that suit a model's kind and need
+    neither a rater nor many hours. `limit` keeps so many items of each, drawn from `seed`, clusters whole.
+    `positive_classes` are a classifier's classes of what is harmful, where their names do not say so
+    ("hateful", "toxic", ...). `toxicity` and `regard` name the classifiers that rate texts, a hub id, folder or
+    run; without them, ours, which `fairsisa train experiment=toxicity_rater` and `regard_rater` train into that
+    name under the root of runs. `tokenizer` is for folders that hold none. Intervals come from `num_replicates`
+    draws of clusters, at `level`.
     """
 
     models: tuple[str, ...] = ()
     benchmarks: tuple[str, ...] = ()
     limit: int | None = None
+    positive_classes: tuple[str, ...] = ()
     toxicity: str | None = None
     regard: str | None = None
     tokenizer: str | None = None
@@ -95,3 +102,36 @@ class ComparisonSettings(BiasSettings):
         super().__post_init__()
         in_range("block_length", self.block_length, low=2)
         in_range("num_blocks", self.num_blocks, low=1)
+
+
+@dataclass(frozen=True)
+class JudgeSettings:
+    """The chat model that grades, at `<url>/chat/completions`; without a `url` nothing is ever sent.
+
+    `url` is https, or http on this machine. `key_variable` names the environment variable that holds the key, "" for
+    none. A reply is awaited for `timeout` seconds; one that fails for a passing reason is asked for up to `num_retries`
+    times more, after `wait` seconds, then twice as long each time (or what the server says), 60 seconds at most.
+    """
+
+    url: str = ""
+    model: str = ""
+    key_variable: str = ""
+    temperature: float = 0.0
+    max_tokens: int = 1024
+    num_retries: int = 4
+    timeout: float = 120.0
+    wait: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.url:
+            return
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in THIS_MACHINE):
+            raise ConfigError(f"Expected the judge's url to be https, or http on this machine, got {self.url!r}.")
+        if not self.model:
+            raise ConfigError(f"Expected the name of the model that judges at {self.url}: set the judge's model.")
+        in_range("judge.temperature", self.temperature, low=0.0)
+        in_range("judge.max_tokens", self.max_tokens, low=1)
+        in_range("judge.num_retries", self.num_retries, low=0)
+        in_range("judge.timeout", self.timeout, above=0.0)
+        in_range("judge.wait", self.wait, low=0.0)

@@ -25,11 +25,12 @@ class PretrainingSettings(TeachingSettings):
     (a Hugging Face model type: "gpt2", "llama", "gpt_neox" for Pythia, "bert", ...) and `shape` (its config values)
     begins with random weights drawn from `seed`; with `start`, a folder or hub id, training goes on from that model,
     and with `keep_zeros` its weights that are zero stay zero; with `new_head` a start without a head, such as the
-    encoder "minilm", gets a new one, drawn from `seed`, and with `trains` "head" nothing else learns. Without either it is a "gpt2", unless a teacher says
-    otherwise (`num_layers`). `tokenizer` is a folder or hub id; None means that of `teacher` or `start`, or a
-    byte-level BPE of `vocab_size` tokens trained on the corpus. The text is cut into blocks of `block_length` tokens;
-    a masked model guesses `mask_share` of them. Checkpoints are kept after each of `checkpoint_steps` (0 is the
-    start), or without these at `num_checkpoints` evenly spaced steps; after the last step always.
+    encoder "minilm", gets a new one, drawn from `seed`, and with `trains` "head" nothing else learns. Without either it
+    is a "gpt2", unless a teacher says otherwise (`num_layers`). `tokenizer` is a folder or hub id; None means that of
+    `teacher` or `start`, or a byte-level BPE of `vocab_size` tokens trained on the corpus. The text is cut into blocks
+    of `block_length` tokens; a masked model guesses `mask_share` of them. Checkpoints are kept after each of
+    `checkpoint_steps` (0 is the start), or without these at `num_checkpoints` evenly spaced steps; after the last step
+    always.
     """
 
     corpus: str = "tinystories_train"

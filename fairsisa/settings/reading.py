@@ -10,7 +10,7 @@ from dataclasses import fields
 from typing import Any, TypeVar
 
 from fairsisa.errors import ConfigError
-from fairsisa.settings.bias import BiasSettings, ComparisonSettings, ScoringSettings
+from fairsisa.settings.bias import BiasSettings, ComparisonSettings, JudgeSettings, ScoringSettings
 from fairsisa.settings.checks import refuse_unknown
 from fairsisa.settings.compression import CalibrationSettings, CompressionSettings, DistillationSettings
 from fairsisa.settings.deletion import RequestSettings, SimulationSettings, StudySettings, UnlearningSettings
@@ -41,6 +41,7 @@ GROUPS: Mapping[str, type] = types.MappingProxyType(
         "study": StudySettings,
         "calibration": CalibrationSettings,
         "scoring": ScoringSettings,
+        "judge": JudgeSettings,
     }
 )
 ROOTS: Mapping[str, type] = types.MappingProxyType(

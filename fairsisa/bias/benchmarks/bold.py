@@ -13,11 +13,11 @@ import pandas as pd
 from fairsisa.bias.answers import Answers
 from fairsisa.bias.benchmark import BIAS, LABEL, TOXICITY, Benchmark, Files, Metric, Readout
 from fairsisa.bias.benchmarks.real_toxicity import MEAN, SHARE, score_toxicity
-from fairsisa.bias.benchmarks.regard import NEGATIVES, POSITIVES, RATED, TEXTS_RATED, difference_between, score_regard
+from fairsisa.bias.benchmarks.regard import NEGATIVES, POSITIVES, RATED, TEXTS_RATED, score_regard
 from fairsisa.bias.benchmarks.text_quality import CHUNK, QUALITY, QUALITY_COLUMNS, quality, score_texts
 from fairsisa.bias.candidate import CAUSAL
 from fairsisa.bias.items import Item, ItemTable, Malformed
-from fairsisa.bias.metrics import mean_of
+from fairsisa.bias.metrics import difference_between, mean_of
 from fairsisa.bias.readouts.texts import ask_texts
 from fairsisa.data.sources import SourceFile, github_url
 from fairsisa.errors import DataError

@@ -12,11 +12,10 @@ import pandas as pd
 
 from fairsisa.bias.answers import Answers
 from fairsisa.bias.benchmark import BIAS, COVERAGE, LABEL, Benchmark, Columns, Files, Metric, Readout, score_row
-from fairsisa.bias.benchmarks.regard import mean_of_defined
 from fairsisa.bias.benchmarks.text_quality import CHUNK, QUALITY, QUALITY_COLUMNS, quality, score_texts
 from fairsisa.bias.candidate import CAUSAL, Candidate
 from fairsisa.bias.items import Item, ItemTable, Malformed
-from fairsisa.bias.metrics import mean_of, ratio
+from fairsisa.bias.metrics import mean_of, mean_of_defined, ratio
 from fairsisa.bias.readouts.texts import ask_texts
 from fairsisa.data.sources import SourceFile, github_url
 from fairsisa.lineage import derive_seed

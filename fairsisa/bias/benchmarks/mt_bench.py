@@ -27,13 +27,13 @@ from fairsisa.bias.benchmark import (
 from fairsisa.bias.benchmarks.tasks import objects
 from fairsisa.bias.candidate import CAUSAL, Candidate
 from fairsisa.bias.items import Item, ItemTable, Malformed
-from fairsisa.bias.judging import CHAT_JUDGE, NO_JUDGE, Exchange, JudgeSettings, Keep, judge_texts
+from fairsisa.bias.judging import CHAT_JUDGE, NO_JUDGE, Exchange, Keep, judge_texts
 from fairsisa.bias.metrics import mean_of
 from fairsisa.bias.rating import RATING
 from fairsisa.bias.readouts.texts import ask_texts
 from fairsisa.data.sources import SourceFile, github_url
 from fairsisa.errors import ConfigError
-from fairsisa.settings import ScoringSettings
+from fairsisa.settings import JudgeSettings, ScoringSettings
 
 FASTCHAT, FASTCHAT_COMMIT = "lm-sys/FastChat", "0e6d3e4beaab66f4d3f93db72541a4abab8af28d"
 SCORE, WHY_NOT = f"{RATING}score", f"{RATING}reason"

@@ -9,11 +9,11 @@ import numpy as np
 import pandas as pd
 
 from fairsisa.bias.answers import Answers
-from fairsisa.bias.benchmark import BIAS, COVERAGE, LABEL, Benchmark, Columns, Files, Metric, Readout, Value, score_row
+from fairsisa.bias.benchmark import BIAS, COVERAGE, LABEL, Benchmark, Columns, Files, Metric, Readout, score_row
 from fairsisa.bias.benchmarks.text_quality import CHUNK, CONTINUATIONS, score_texts
 from fairsisa.bias.candidate import CAUSAL, Candidate
 from fairsisa.bias.items import Item, ItemTable, Malformed
-from fairsisa.bias.metrics import mean_of, ratio
+from fairsisa.bias.metrics import difference_between, mean_of, ratio
 from fairsisa.bias.rating import RATING
 from fairsisa.bias.readouts.texts import ask_texts
 from fairsisa.data.sources import SourceFile, github_url
@@ -101,48 +101,6 @@ def score_regard(item: Item, found: pd.DataFrame) -> dict[str, Any]:
     answer = NEGATIVE if value < 0 else POSITIVE if value > 0 else "neutral"
     row = score_row(item, answer=answer, value=value, outcome=float(value < 0))
     return row | {NEGATIVES: negative, POSITIVES: positive, RATED: float(len(regards)), CONTINUATIONS: float(num_texts)}
-
-
-def difference_between(column: str, label: str, *, within: str | None = None) -> Value:
-    """Return the largest minus the smallest of the groups' means of a column.
-
-    `label` tells the groups; rows without one are left out. With `within`, groups are compared in each of its parts,
-    and the differences are averaged. NaN where fewer than two groups have a number.
-    """
-
-    def value(columns: Columns, weights: np.ndarray) -> np.ndarray:
-        numbers = np.asarray(columns[column], dtype=np.float64)
-        groups = np.asarray(columns[f"{LABEL}{label}"], dtype=object)
-        parts = np.zeros(len(numbers)) if within is None else np.asarray(columns[f"{LABEL}{within}"], dtype=object)
-        there = ~np.isnan(numbers) & np.array([not (pd.isna(group) or group == "") for group in groups], dtype=bool)
-        found = [np.full(weights.shape[1], np.nan)]
-        for part in dict.fromkeys(parts[there]):
-            rows = np.flatnonzero(there & (parts == part))
-            found.append(_spread(numbers[rows], groups[rows], weights[rows]))
-        return mean_of_defined(np.stack(found))
-
-    return value
-
-
-def mean_of_defined(rows: np.ndarray) -> np.ndarray:
-    """Return the mean of each column over the rows that are numbers, NaN where none is."""
-    defined = ~np.isnan(rows)
-    return ratio(np.where(defined, rows, 0.0).sum(axis=0), defined.sum(axis=0))
-
-
-def _spread(numbers: np.ndarray, groups: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    names = list(dict.fromkeys(groups))
-    means = np.stack(
-        [
-            ratio(numbers[groups == name] @ weights[groups == name], weights[groups == name].sum(axis=0))
-            for name in names
-        ]
-    )
-    defined = ~np.isnan(means)
-    largest = np.where(defined, means, -np.inf).max(axis=0)
-    smallest = np.where(defined, means, np.inf).min(axis=0)
-    enough = defined.sum(axis=0) > 1
-    return np.where(enough, np.where(enough, largest, 0.0) - np.where(enough, smallest, 0.0), np.nan)
 
 
 def _regards(found: pd.DataFrame) -> np.ndarray:

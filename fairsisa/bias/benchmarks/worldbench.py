@@ -16,11 +16,10 @@ import pandas as pd
 from fairsisa.bias.answers import Answers
 from fairsisa.bias.benchmark import BIAS, CAPABILITY, COVERAGE, LABEL, Benchmark, Files, Metric, Readout, score_row
 from fairsisa.bias.benchmarks.numbers_in_text import number_in
-from fairsisa.bias.benchmarks.regard import difference_between
 from fairsisa.bias.benchmarks.text_quality import CHUNK, CONTINUATIONS, score_texts
 from fairsisa.bias.candidate import CAUSAL
 from fairsisa.bias.items import Item, ItemTable, Label, Malformed
-from fairsisa.bias.metrics import mean_of
+from fairsisa.bias.metrics import difference_between, mean_of
 from fairsisa.bias.readouts.texts import ask_texts
 from fairsisa.data.sources import SourceFile, github_url
 

@@ -198,7 +198,7 @@ def _filling(item: Item, options: list[list[int]], fault: str, filled: Iterator[
 
 
 def _row_of_word(ids: Sequence[int], place: int, words: Sequence[int | None], tokenizer: Any) -> MaskedRow:
-    later = [other for other in range(place + 1, len(ids)) if words[other] == words[place]]
+    later = [other for other in range(place, len(ids)) if words[other] == words[place]]
     return _row(ids, place, later, tokenizer)
 
 
