@@ -202,6 +202,10 @@ def test_another_kind_of_model_is_refused(tmp_path: Path) -> None:
         benchmark.readout(CLASSIFIER, "mode")
 
 
+def as_it_is(items: Any, answers: Answers) -> Answers:
+    return answers
+
+
 def test_a_missing_rater_is_named(tmp_path: Path) -> None:
     chosen = replace(readout(tmp_path / "journal"), rater="toxicity")
     table, store = ItemTable(made_items(2)), Store(tmp_path / "store")

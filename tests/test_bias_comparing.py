@@ -12,7 +12,7 @@ from scipy import stats
 
 from fairsisa.bias.benchmark import BIAS, CAPABILITY, Metric, scores_table
 from fairsisa.bias.comparing import COMPARISONS, compare, floor_of, holm_over, with_floor
-from fairsisa.bias.metrics import mean_of
+from fairsisa.bias.metrics import macro_mean_of, mean_of
 from fairsisa.bias.statistics import holm, wilson_interval
 from fairsisa.errors import DataError
 from fairsisa.intervals import Bootstrap, weight_chunks
@@ -128,6 +128,14 @@ def test_flips_are_counted_item_by_item():
         assert row["p_value"] == pytest.approx(stats.binomtest(up, up + down).pvalue)
     coverage = found["scored", ""]
     assert (coverage["to_one"], coverage["to_zero"], coverage["difference"]) == (1, 0, pytest.approx(100 / 60))
+
+
+def test_clusters_and_labels_are_those_of_the_base():
+    base, other = made(1), made(2)
+    renamed = other.assign(cluster="one", **{"label:kind": "d"})
+    metrics = (*METRICS, Metric("macro", macro_mean_of("value"), BIAS, "larger scores"))
+    expected = compare(base, other, metrics, breakdown=["kind"], bootstrap=FEW)
+    pd.testing.assert_frame_equal(expected, compare(base, renamed, metrics, breakdown=["kind"], bootstrap=FEW))
 
 
 def test_holm_runs_over_the_whole_table():

@@ -161,7 +161,7 @@ def replicate(
     for start, weights in _chunks(tables[0], bootstrap) if asked else ():
         end = start + weights.shape[1]
         for number, place, metric, columns in asked:
-            own = weights if len(places[place]) == len(weights) else weights[: len(places[place])]
+            own = weights if len(places[place]) == len(weights) else weights[places[place]]
             found[number, place, metric, start:end] = metrics[metric].value(columns, own)
     return found
 

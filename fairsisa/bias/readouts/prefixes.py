@@ -176,18 +176,17 @@ def _collect(reader: Reader, states: Tensor, places: Sequence[Place], found: _Fo
 def _add(logits: Tensor, wanted: _Wanted, found: _Found) -> None:
     """Add to `found` what logits, fp32 of shape (num_states, vocabulary), say of the tokens wanted of these states."""
     rows = torch.from_numpy(wanted.states).to(logits.device)
-    top = logits.amax(dim=-1)
-    total = (logits - top.unsqueeze(-1)).exp_().sum(dim=-1).log_().add_(top)
-    values = logits[rows, torch.from_numpy(wanted.tokens).to(logits.device)]
-    np.add.at(found.totals, wanted.owners, (values - total[rows]).double().cpu().numpy())
-    np.add.at(found.misses, wanted.owners, ~(values >= top[rows]).cpu().numpy())
+    logs = logits.log_softmax(dim=-1)
+    values = logs[rows, torch.from_numpy(wanted.tokens).to(logits.device)]
+    np.add.at(found.totals, wanted.owners, values.double().cpu().numpy())
+    np.add.at(found.misses, wanted.owners, ~(values >= logs.amax(dim=-1)[rows]).cpu().numpy())
     if found.rivals is not None:
         alike: dict[tuple[int, Tokens], list[int]] = {}
         for owner, state in zip(wanted.owners[wanted.first], wanted.states[wanted.first], strict=True):
             alike.setdefault((int(state), found.rivals[owner]), []).append(int(owner))
         for (state, rivals), owned in alike.items():
-            rest = logits[state].index_fill(0, torch.tensor(rivals, device=logits.device), -torch.inf)
-            found.outside[owned] = float(rest.logsumexp(dim=0) - total[state])
+            others = logs[state].index_fill(0, torch.tensor(rivals, device=logs.device), -torch.inf)
+            found.outside[owned] = float(others.logsumexp(dim=0))
 
 
 def _rivals(asked: Sequence[Continuation]) -> list[Tokens]:
