@@ -28,6 +28,7 @@ bench: $(VENV)/installed ## the benchmark tables of docs/performance.md
 	$(BIN)/python scripts/bench_unlearning.py
 	$(BIN)/python scripts/bench_fairness.py
 	$(BIN)/python scripts/bench_compression.py
+	$(BIN)/python scripts/bench_bias.py
 
 soak: $(VENV)/installed ## unlearn under 200 random kills, and compare with training from scratch
 	$(BIN)/python scripts/soak.py --kills 200 --seed 0

@@ -37,7 +37,7 @@ FILES = sorted(FOLDER.rglob("*.yaml"))
 NAMES = [str(path.relative_to(FOLDER)) for path in FILES]
 ROOTS = sorted(path.stem for path in FOLDER.glob("*.yaml"))
 OF_UNLEARN = ("request", "unlearning")
-OF_OTHERS = (*OF_UNLEARN, "study", "simulate", "calibration")
+OF_OTHERS = (*OF_UNLEARN, "study", "simulate", "calibration", "scoring", "judge")
 OF_MODELS = ("compress", "prune", "quantise")
 """Verbs that a folder will do for, in place of a run."""
 OPTIONS = [(group, name) for group, names in options().items() for name in names if group not in OF_OTHERS]
@@ -82,7 +82,8 @@ def test_only_experiments_combine_groups(path):
 def test_every_root_is_read_by_a_verb_and_has_defaults(root):
     assert root in {verb.root for verb in VERBS.values()}
     needs_run = root not in ("data", "plan", "simulate", "store", "store_gc", "train", *OF_MODELS)
-    must = ["run", "name", "out"] if root == "export" else ["run"] * needs_run
+    others = {"export": ["run", "name", "out"], "bias": [], "compare": ["base"]}
+    must = others.get(root, ["run"] * needs_run)
     assert [key for key, value in leaves(defaults_of(root)) if value == "???"] == must
 
 

@@ -18,6 +18,10 @@ from fairsisa.models.language import collate_blocks, require_fit
 from fairsisa.models.network import Batch
 
 
+CHUNK_NUMBERS = 1 << 22
+"""How many logits of each model are held at a time; five times as many numbers are in memory."""
+
+
 @dataclass(frozen=True, eq=False)
 class BlockDivergences:
     """What two models' predictions of each block's targets differ by, summed over them; arrays of shape (num_blocks,).
@@ -42,8 +46,8 @@ def block_divergences(
     """Return what two causal models of one vocabulary, or two masked ones, predict differently in blocks of text.
 
     Causal models predict all tokens of a block but its first, from that block alone; masked ones the tokens that
-    `masking` hides in epoch 0. Probabilities are fp32 and summed in float64, a few rows of the vocabulary at a time: no
-    batch of logits is held, except by models whose head is not their last step. A model differs from itself by 0.
+    `masking` hides in epoch 0. Probabilities are fp32, sums over tokens float64. Logits are computed for a few tokens at a
+    time: no batch of them is held, except by models whose head is not their last step. A model differs from itself by 0.
 
     Raises:
         ConfigError: when vocabularies or kinds differ, a model is training, blocks or masking do not fit, or nothing is
@@ -118,19 +122,21 @@ def _differences(
     readers: tuple[Reader, Reader], states: list[Tensor], targets: Tensor
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield some of the states, and of each what is summed: forward, backward, same top, difference, as four rows."""
-    chunks = (reader.logits(of_model) for reader, of_model in zip(readers, states, strict=True))
+    chunks = (reader.logits(of_model, CHUNK_NUMBERS) for reader, of_model in zip(readers, states, strict=True))
     for (part, ours), (_, theirs) in zip(*chunks, strict=True):
         yield part, _of_logits(ours, theirs.to(ours.device), targets[part].to(ours.device))
 
 
 def _of_logits(ours: Tensor, theirs: Tensor, targets: Tensor) -> np.ndarray:
-    same_top = ours.argmax(dim=-1) == theirs.argmax(dim=-1)
+    top = ours.argmax(dim=-1, keepdim=True)
+    same_top = (theirs.gather(-1, top) == theirs.amax(dim=-1, keepdim=True)).squeeze(-1)
     ours, theirs = ours.log_softmax(dim=-1), theirs.log_softmax(dim=-1)
     gaps = ours - theirs
     difference = -gaps.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
-    forward = (ours.exp_() * gaps).sum(dim=-1, dtype=torch.float64).clamp(min=0)
-    backward = (theirs.exp_() * gaps).sum(dim=-1, dtype=torch.float64).neg_().clamp(min=0)
-    return torch.stack([forward, backward, same_top.double(), difference.double()]).cpu().numpy()
+    # PyTorch sums fp32 in pairs of pairs, which is nearly as exact as float64 and takes a thirtieth of the time.
+    forward, backward = ours.exp_().mul_(gaps).sum(dim=-1), -theirs.exp_().mul_(gaps).sum(dim=-1)
+    values = [forward.clamp(min=0), backward.clamp(min=0), same_top, difference]
+    return torch.stack([each.double() for each in values]).cpu().numpy()
 
 
 def _require_comparable(base: Any, other: Any, blocks: Blocks, masking: Masking | None) -> None:
