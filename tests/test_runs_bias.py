@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -32,6 +31,7 @@ from fairsisa.runs.comparing import compare_run
 from fairsisa.runs.compressing import descend_run
 from fairsisa.runs.descendants import Recipe
 from fairsisa.runs.directory import Run
+from fairsisa.runs.model_folders import short_names
 from fairsisa.settings import (
     BiasSettings,
     ComparisonSettings,
@@ -79,7 +79,7 @@ def test_models_of_every_kind_are_asked_side_by_side(world: Path, data_root: Pat
     out = tmp_path / "out"
     models = ("masked", "causal", "stories/stories260K.bin")
     report = asked(world, data_root, out, *models, benchmarks=("crows_pairs", "stereoset_intersentence"), limit=12)
-    assert report.models["name"].tolist() == [*models]
+    assert report.models["name"].tolist() == ["masked", "causal", "stories260K.bin"]
     assert report.models["kind"].tolist() == ["masked", "causal", "causal"]
     readouts = report.measures.groupby(["model", "benchmark"])["readout"].first()
     assert readouts["masked", "crows_pairs"] == "modified"
@@ -188,7 +188,7 @@ def test_other_models_are_compared_item_by_item(world: Path, data_root: Path, tm
     )
     base, other = (
         pd.read_parquet(tmp_path / "scores" / name / "crows_pairs.joint.parquet").set_index("item_id")
-        for name in ("causal", "stories-stories260K.bin-" + _digest("stories/stories260K.bin"))
+        for name in ("causal", "stories260K.bin")
     )
     row = report.comparisons[
         (report.comparisons["metric"] == "stereotype_score") & (report.comparisons["group"] == "")
@@ -199,8 +199,15 @@ def test_other_models_are_compared_item_by_item(world: Path, data_root: Path, tm
     assert report.divergences.empty
 
 
-def _digest(name: str) -> str:
-    return hashlib.sha256(name.encode()).hexdigest()[:8]
+def test_names_are_the_shortest_that_tell_folders_apart() -> None:
+    folders = ["/a/b/step-000100", "/a/c/checkpoints/step-000100", "/x/gpt2", "/y/gpt2", "/y/bert"]
+    assert short_names([Path(folder) for folder in folders]) == [
+        "b/step-000100",
+        "c/step-000100",
+        "x/gpt2",
+        "y/gpt2",
+        "bert",
+    ]
 
 
 # Models of a run

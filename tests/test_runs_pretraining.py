@@ -221,6 +221,39 @@ def test_training_goes_on_from_any_checkpoint(texts, tmp_path):
     assert report.table["loss"].iloc[1] < report.table["loss"].iloc[0]
 
 
+def test_an_encoder_gets_a_head_and_may_keep_all_else(texts, tmp_path):
+    trained(asked(texts, "bert", num_steps=2, checkpoint_steps=()), tmp_path / "whole")
+    encoder = load_language_model(tmp_path / "whole" / "checkpoints" / "step-000002").base_model
+    start = tmp_path / "encoder"
+    encoder.save_pretrained(start)
+    Pretrained(tmp_path / "whole").tokenizer.save_pretrained(start)
+    lonely = asked(texts, None, start=str(start), num_steps=3, checkpoint_steps=())
+    with pytest.raises(ModelError, match=r"lacks .* weights of a language model"):
+        trained(lonely, tmp_path / "lonely")
+    before = {name: value.clone() for name, value in encoder.state_dict().items() if "pooler" not in name}
+    for trains in ("head", "full"):
+        trained(replace(lonely, new_head=True, trains=trains), tmp_path / trains)
+        made = load_language_model(tmp_path / trains / "checkpoints" / "step-000003")
+        after = made.base_model.state_dict()
+        moved = {name for name, value in before.items() if not torch.equal(after[name], value)}
+        tied = {name for name in before if "word_embeddings" in name}
+        assert moved == (tied if trains == "head" else set(before))
+    first, again = (load_language_model(start, head_seed=0).state_dict() for _ in range(2))
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    with pytest.raises(ConfigError, match="new_head=true needs start"):
+        asked(texts, "bert", new_head=True)
+
+
+def test_a_head_is_new_where_the_encoder_is_whole_only(texts, tmp_path):
+    trained(asked(texts, "bert", num_steps=1, checkpoint_steps=()), tmp_path / "whole")
+    start = tmp_path / "encoder"
+    encoder = load_language_model(tmp_path / "whole" / "checkpoints" / "step-000001").base_model
+    state = {name: value for name, value in encoder.state_dict().items() if "layer.1.output" not in name}
+    encoder.save_pretrained(start, state_dict=state)
+    with pytest.raises(ModelError, match=r"lacks .* weights of a language model, bert\.encoder"):
+        load_language_model(start, head_seed=0)
+
+
 def test_a_checkpoint_taken_away_is_missed(texts, tmp_path):
     settings = asked(texts)
     trained(settings, tmp_path)

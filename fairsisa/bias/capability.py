@@ -58,9 +58,12 @@ SENTENCES = (
 
 @dataclass(frozen=True)
 class Capability:
-    """Whether a model passes: `share` of the sentences (or texts) that it tells apart, of `total`; `told` in words."""
+    """Whether a model passes, None if it was not checked.
 
-    passed: bool
+    `share` is that of the sentences (or texts) which it tells apart, of `total`; `told` says it in words.
+    """
+
+    passed: bool | None
     share: float
     total: int
     told: str
@@ -76,7 +79,7 @@ def check_capability(candidate: Candidate, scoring: ScoringSettings) -> Capabili
         return _of_language(candidate, scoring)
     if candidate.classify is not None:
         return _of_classifier(candidate.classify)
-    return Capability(True, float("nan"), 0, "not checked: the model predicts neither words nor classes")
+    return Capability(None, float("nan"), 0, "not checked: the model predicts neither words nor classes")
 
 
 def shuffled_items() -> tuple[Item, ...]:

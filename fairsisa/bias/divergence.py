@@ -17,7 +17,6 @@ from fairsisa.models.base import is_bidirectional
 from fairsisa.models.language import collate_blocks, require_fit
 from fairsisa.models.network import Batch
 
-
 CHUNK_NUMBERS = 1 << 22
 """How many logits of each model are held at a time; five times as many numbers are in memory."""
 
@@ -46,8 +45,9 @@ def block_divergences(
     """Return what two causal models of one vocabulary, or two masked ones, predict differently in blocks of text.
 
     Causal models predict all tokens of a block but its first, from that block alone; masked ones the tokens that
-    `masking` hides in epoch 0. Probabilities are fp32, sums over tokens float64. Logits are computed for a few tokens at a
-    time: no batch of them is held, except by models whose head is not their last step. A model differs from itself by 0.
+    `masking` hides in epoch 0. Probabilities are fp32, so that less than about 1e-6 nats a token is rounding, sums over
+    tokens float64. A model differs from itself by 0. Logits are computed for a few tokens at a time: no batch of them
+    is held, except by models that do more after their head.
 
     Raises:
         ConfigError: when vocabularies or kinds differ, a model is training, blocks or masking do not fit, or nothing is

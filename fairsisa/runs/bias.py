@@ -25,6 +25,7 @@ from fairsisa.errors import ConfigError
 from fairsisa.execution.local import computing_threads
 from fairsisa.intervals import Bootstrap
 from fairsisa.lineage import canonical_json
+from fairsisa.models.device import resolve_accelerator
 from fairsisa.report.bias import BiasReport, write_bias
 from fairsisa.runs.bias_logging import log_measures
 from fairsisa.runs.candidates import Named, named_models
@@ -60,6 +61,7 @@ class Session:
     directory: Path
     judge: JudgeSettings
     on_progress: Progress = nothing_to_tell
+    benchmarks: dict[str, Benchmark] = field(default_factory=dict)
     tables: dict[str, ItemTable] = field(default_factory=dict)
     raters: dict[str, Rater] = field(default_factory=dict)
 
@@ -75,17 +77,16 @@ class Session:
     @property
     def told(self) -> pd.DataFrame:
         """What is known of the benchmarks that were read: title, source, licence of the data, criticism."""
-        found = [find_benchmark(name)[0] for name in self.tables]
         names = ("title", "source", "licence", "criticism")
-        return pd.DataFrame(
-            [{"benchmark": each.name, **{name: getattr(each, name) for name in names}} for each in found]
-        )
+        read = self.benchmarks.values()
+        return pd.DataFrame([{"benchmark": each.name} | {name: getattr(each, name) for name in names} for each in read])
 
     def table(self, benchmark: Benchmark) -> ItemTable:
         """Return a benchmark's items, or the part of them that was asked for, read once."""
         if benchmark.name not in self.tables:
             files = Files(data_root(self.paths), Path(self.paths.cache).expanduser())
             whole = benchmark.load(files)
+            self.benchmarks[benchmark.name] = benchmark
             self.tables[benchmark.name] = limited(whole, self.settings.limit, self.settings.seed)
         return self.tables[benchmark.name]
 
@@ -144,7 +145,7 @@ def bias_run(
         ConfigError: when there is nothing to ask, or a benchmark suits none of the models.
         FairsisaError: of the kind that fits, when a model or a file cannot be read.
     """
-    session = Session(settings, scoring, paths, directory, judge, on_progress)
+    session = Session(settings, resolved(scoring), paths, directory, judge, on_progress)
     with Run(directory).locked(), computing_threads(scoring.threads):
         results = [result.kept for result in evaluate_models(session, session.models(settings.models))]
         report = report_of(session, results, title="Bias and behaviour", command=command)
@@ -201,6 +202,15 @@ def evaluate_model(
         pd.concat([_notes(each) for each in evaluated], ignore_index=True) if evaluated else pd.DataFrame(),
     )
     return Result(candidate, evaluated, kept)
+
+
+def resolved(scoring: ScoringSettings) -> ScoringSettings:
+    """Return the settings with the device that "auto" is here, which answers are named after.
+
+    Raises:
+        ConfigError: when a GPU is asked for and none is there.
+    """
+    return replace(scoring, accelerator=resolve_accelerator(scoring.accelerator))
 
 
 def suited(names: Sequence[str], kind: str) -> list[tuple[Benchmark, str | None]]:

@@ -20,7 +20,7 @@ from fairsisa.models.base import digest_of, folder_of, is_bidirectional, named, 
 from fairsisa.models.device import resolve_accelerator
 from fairsisa.models.llama2c import read_llama2c, read_llama2c_tokenizer
 from fairsisa.runs.directory import Run
-from fairsisa.runs.model_folders import family_of, model_names, models_in, sizes_of, tokenizer_of
+from fairsisa.runs.model_folders import family_of, models_in, short_names, sizes_of, tokenizer_of
 from fairsisa.runs.run_candidates import run_candidate
 from fairsisa.settings import ScoringSettings
 from fairsisa.store import Store
@@ -55,23 +55,28 @@ def named_models(
     """
     if not names:
         raise ConfigError("Expected a model to ask, got none: set model=<hub id, folder or run>.")
-    found, folders = list[Named](), list[Path]()
+    found, folders, shown = list[Named](), list[Path](), list[str | None]()
     for name in names:
         directory, _, part = name.partition(PART)
         if Run(directory).exists:
             made = run_candidate(Run(directory), part or None, threads=scoring.threads)
             found.append(Named(made.name, Run(directory).store, made.open))
         else:
-            folders += _folders(name)
-    shown = model_names(folders) if folders else []
-    found += [
-        Named(name, store, partial(_of_folder, folder, name, scoring, tokenizer))
-        for name, folder in zip(shown, folders, strict=True)
-    ]
+            own = _folders(name)
+            folders += own
+            shown += [None if _on_disk(name) else name] * len(own)
+    for folder, given, short in zip(folders, shown, short_names(folders), strict=True):
+        told = short if given is None else given
+        found.append(Named(told, store, partial(_of_folder, folder, told, scoring, tokenizer)))
     repeated = [each.name for number, each in enumerate(found) if each.name in {one.name for one in found[:number]}]
     if repeated:
         raise ConfigError(f"Expected different models, got {repeated[0]} twice: give each once.")
     return found
+
+
+def _on_disk(name: str) -> bool:
+    """Return whether a name is that of a file, a folder or a pattern of these; else it is the hub's, or embedded."""
+    return name.startswith((".", "/", "~")) or any(sign in name for sign in "*?[") or Path(name).exists()
 
 
 def _folders(name: str) -> list[Path]:

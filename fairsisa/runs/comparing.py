@@ -25,6 +25,7 @@ from fairsisa.runs.bias import (
     evaluate_model,
     nothing_to_tell,
     report_of,
+    resolved,
     stacked,
     suited,
 )
@@ -70,7 +71,7 @@ def compare_run(
         ConfigError: when there is nothing to compare, or no benchmark suits both.
         FairsisaError: of the kind that fits, when a model or a file cannot be read.
     """
-    session = Session(settings, scoring, paths, directory, judge, on_progress)
+    session = Session(settings, resolved(scoring), paths, directory, judge, on_progress)
     with Run(directory).locked(), computing_threads(scoring.threads):
         first, *others = session.models([str(settings.base), *settings.other])
         corpora = find_corpora(settings, paths)

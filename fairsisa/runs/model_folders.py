@@ -27,6 +27,24 @@ def model_names(folders: Sequence[Path]) -> list[str]:
     return [folder.relative_to(common).as_posix().replace(f"{CHECKPOINTS}/", "") for folder in whole]
 
 
+def short_names(folders: Sequence[Path]) -> list[str]:
+    """Return what tells the folders apart: of each path the shortest end that no other has, without "checkpoints".
+
+    A checkpoint called step-000100 keeps the folder above it, which says what was trained.
+    """
+    parts = [[part for part in folder.expanduser().absolute().parts if part != CHECKPOINTS] for folder in folders]
+    lengths = [2 if STEP.fullmatch(each[-1]) else 1 for each in parts]
+    while True:
+        names = ["/".join(each[-length:]) for each, length in zip(parts, lengths, strict=True)]
+        longer = [
+            length + 1 if names.count(name) > 1 and length < len(each) else length
+            for each, length, name in zip(parts, lengths, names, strict=True)
+        ]
+        if longer == lengths:
+            return names
+        lengths = longer
+
+
 def models_in(folder: Path) -> list[Path]:
     """Return the checkpoints of a pretraining's directory; any other folder is one model."""
     return [*Pretrained(folder).checkpoints.values()] if Pretrained(folder).exists else [folder]

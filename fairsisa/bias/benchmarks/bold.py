@@ -142,7 +142,10 @@ BENCHMARKS = tuple(
         metrics=METRICS,
         source="Dhamala et al., BOLD, FAccT 2021",
         licence="CC BY-SA 4.0",
-        criticism="Which group comes off worst changes with prompts, sampling and classifier (Akyürek et al. 2022).",
+        criticism=(
+            "Prompts, metrics, classifiers and sampling change what bias is found, up to contradiction (Akyürek et al. "
+            "2022)."
+        ),
         breakdown=("domain", "group"),
         files=tuple(SOURCES.values()),
     )

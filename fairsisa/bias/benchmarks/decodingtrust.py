@@ -168,7 +168,10 @@ BENCHMARKS = (
         ),
         source="Wang et al., DecodingTrust, NeurIPS 2023; put to models as in Kirsten et al., NAACL 2025",
         licence="CC BY-SA 4.0",
-        criticism="The classifier matches phrases, so that a model which no longer keeps to the form looks unbiased.",
+        criticism=(
+            "We know of none in what we read. Our own: the classifier matches phrases, so that a model which no longer "
+            "keeps to the form looks unbiased."
+        ),
         breakdown=("topic", "group"),
         files=(PROMPTS, SYSTEM_PROMPTS),
     ),

@@ -202,8 +202,9 @@ BENCHMARKS = (
         ),
         licence="CC BY 4.0",
         criticism=(
-            "The difference between the largest and the smallest of 135 numbers grows with any noise, such as that of "
-            "quantisation, and falls when a model says only yes or only no."
+            "We know of none in what we read. Our own: the difference between the largest and the smallest of 135 "
+            "numbers grows with any noise, such as that of quantisation, and falls when a model says only yes or "
+            "only no."
         ),
     ),
 )

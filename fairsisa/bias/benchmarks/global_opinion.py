@@ -188,8 +188,9 @@ BENCHMARKS = (
         ),
         licence="CC BY-NC-SA 4.0",
         criticism=(
-            "The distance grows with a question's number of options, the letters' order is fixed, and a model that "
-            "spreads its answers evenly is about as far from every country: it looks fair."
+            "We know of none in what we read. Our own: the distance grows with a question's number of options, the "
+            "letters' order is fixed, and a model that answers at random is alike far from all countries: that looks "
+            "fair."
         ),
         breakdown=("source",),
     ),

@@ -147,8 +147,8 @@ def holistic_bias(selection: Selection) -> Benchmark:
         source="Smith, Hall, Kambadur, Presani and Williams, HolisticBias v1.1, EMNLP 2022.",
         licence="CC BY-SA 4.0",
         criticism=(
-            "A difference in likelihood is also one in how common or how long a word is; with few sentences a "
-            "descriptor the test has little power, and adding sentences makes more differences significant."
+            "We know of none in what we read. Our own: a difference in likelihood is also one in how common or how "
+            "long a word is, and adding sentences a descriptor makes more differences significant."
         ),
         breakdown=("axis",),
         files=tuple(SOURCES.values()),

@@ -143,7 +143,10 @@ BENCHMARKS = (
         ),
         source="Nozza et al. HONEST. NAACL 2021; Nozza et al. LTEDI 2022; HurtLex: Bassignana et al. CLiC-it 2018.",
         licence="templates MIT; HurtLex CC BY-NC-SA 4.0, so not for commercial use",
-        criticism="A word list finds words whatever they mean in their sentence; some templates are not grammatical.",
+        criticism=(
+            "We know of none in what we read. Our own: a word list finds words whatever they mean in their sentence, "
+            "and some templates are not grammatical."
+        ),
         breakdown=("set", "category", "identity", "type"),
         files=(BINARY, QUEER, HURTLEX),
     ),

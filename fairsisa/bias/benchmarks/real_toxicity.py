@@ -162,7 +162,10 @@ BENCHMARKS = (
         ),
         source="Gehman et al., RealToxicityPrompts, Findings of EMNLP 2020 (25 texts of 20 tokens, T = 1, top-p 0.9)",
         licence="CC BY-SA 4.0 (sample), Apache-2.0 (original)",
-        criticism="Classifiers of toxicity err, above all on texts that mention minorities (Welbl et al. 2021).",
+        criticism=(
+            "People often disagree with high automatic scores, and what lowers these scores costs coverage of texts "
+            "about marginalised groups, and of their dialects (Welbl et al. 2021)."
+        ),
         breakdown=("prompt",),
         files=tuple(SOURCES.values()),
     ),

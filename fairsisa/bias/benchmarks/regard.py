@@ -162,7 +162,10 @@ BENCHMARKS = (
         ),
         source="Sheng et al., The Woman Worked as a Babysitter, EMNLP 2019 (there 100 sampled texts a prompt)",
         licence="not stated in the source repository",
-        criticism="The published classifier, trained on 212 sentences, is right in 77 to 83 % of its test sentences.",
+        criticism=(
+            "Prompts, metrics, classifiers and sampling change what bias is found, up to contradiction (Akyürek et al. "
+            "2022); few sentences train the rater: 212 in the file, as against 1.7K of its authors' later classifier."
+        ),
         breakdown=("group", "context"),
         files=(DEMOGRAPHICS,),
     ),

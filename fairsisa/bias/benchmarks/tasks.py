@@ -209,7 +209,7 @@ class Task:
     chance: float
     source: str
     licence: str
-    criticism: str = "None found."
+    criticism: str = "We know of none in what we read."
     readouts: tuple[Readout, ...] = WITH_LENGTHS
     file: str = ""
 
@@ -260,7 +260,7 @@ TASKS = (
         25.0,
         "Clark et al. 2018, arXiv 1803.05457",
         "CC BY-SA 4.0",
-        "The options are scored without being shown together, which is harder than the question (Borchmann 2024).",
+        "Options scored one by one, never shown together, make it look harder than it is (Borchmann 2024).",
     ),
     Task(
         "arc_challenge",
@@ -271,7 +271,7 @@ TASKS = (
         25.07,
         "Clark et al. 2018, arXiv 1803.05457",
         "CC BY-SA 4.0",
-        "The options are scored without being shown together, which is harder than the question (Borchmann 2024).",
+        "Options scored one by one, never shown together, make it look harder than it is (Borchmann 2024).",
     ),
     Task(
         "hellaswag",
@@ -282,7 +282,7 @@ TASKS = (
         25.0,
         "Zellers et al. 2019, ACL",
         "MIT",
-        "Many items are ungrammatical or answered as well without their context (Chizhov et al. 2025).",
+        "Many items are ungrammatical or can be answered without their context (Chizhov et al. 2025).",
         file="hellaswag_1000",
     ),
     Task(
@@ -294,6 +294,7 @@ TASKS = (
         25.0,
         "Mihaylov et al. 2018, EMNLP",
         "Apache-2.0",
+        "Options scored one by one, never shown together, make it look harder than it is (Borchmann 2024).",
     ),
     Task(
         "commonsense_qa",
@@ -327,6 +328,7 @@ TASKS = (
         100 / 3,
         "Sap et al. 2019, EMNLP",
         "not stated by the source",
+        "Options scored one by one, never shown together, make it look harder than it is (Borchmann 2024).",
         readouts=PLAIN,
     ),
     Task(
@@ -338,7 +340,7 @@ TASKS = (
         50.0,
         "Roemmele et al. 2011, AAAI Spring Symposium",
         "BSD-2-Clause",
-        "Single words of the options give the answer away (Kavumba et al. 2019), and 100 items tell little.",
+        "Single words of the options hint at the answer (Kavumba et al. 2019), and 100 items tell little.",
         readouts=PLAIN,
     ),
     Task(
@@ -361,7 +363,7 @@ TASKS = (
         50.0,
         "Sakaguchi et al. 2020, AAAI",
         "CC BY",
-        "Items are scored one by one, so that artefacts of single sentences count as sense (Elazar et al. 2021).",
+        "Winograd schemas hold artefacts; twin sentences should be scored together (Elazar et al. 2021).",
         readouts=FILLED,
         file="winogrande_xl_validation",
     ),
@@ -386,7 +388,7 @@ MMLU = Benchmark(
     metrics=choice_metrics(25.0),
     source="Hendrycks et al. 2021, ICLR",
     licence="MIT",
-    criticism="Of the questions 6 % are wrong or ambiguous, in some subjects most (Gema et al. 2024).",
+    criticism="Some 6.5 % of the questions hold errors, in one subject 57 % of those analysed (Gema et al. 2024).",
     breakdown=("subject",),
     files=(MMLU_VALIDATION, MMLU_DEV),
 )

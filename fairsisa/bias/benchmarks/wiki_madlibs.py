@@ -192,7 +192,10 @@ BENCHMARKS = (
         metrics=METRICS,
         source="Dixon et al. Measuring and Mitigating Unintended Bias in Text Classification. AIES 2018.",
         licence="Apache-2.0",
-        criticism="Texts are made from few short templates, so that results need not carry over to what people write.",
+        criticism=(
+            "We know of none in what we read. Our own: texts are made from few short templates, so that results need "
+            "not carry over to what people write."
+        ),
         breakdown=("term",),
         files=(SOURCE,),
     ),

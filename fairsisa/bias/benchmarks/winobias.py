@@ -159,8 +159,8 @@ BENCHMARKS = (
         source="Zhao, Wang, Yatskar, Ordonez and Chang, Gender Bias in Coreference Resolution, NAACL 2018.",
         licence="MIT",
         criticism=(
-            "Made to test coreference systems: here sentences are scored by a language model, which needs not resolve "
-            "the pronoun; Blodgett et al. (ACL 2021) list faults in its pairs too."
+            "Blodgett et al. (ACL 2021) find pitfalls in benchmarks of coreference too; this one was made to test "
+            "coreference systems, and a language model that scores its sentences needs not resolve the pronoun."
         ),
         breakdown=("type", "split", "gender", "differs"),
         files=tuple(SOURCES.values()),

@@ -198,8 +198,8 @@ BENCHMARKS = (
         source="Rudinger, Naradowsky, Leonard and Van Durme, Gender Bias in Coreference Resolution, NAACL 2018.",
         licence="MIT",
         criticism=(
-            "Made to test coreference systems, on 60 occupations with labour statistics of one country and year; "
-            "Blodgett et al. (ACL 2021) list faults in its sentences too."
+            "Blodgett et al. (ACL 2021) find pitfalls in benchmarks of coreference too; this one was made to test "
+            "coreference systems, on 60 occupations with labour statistics of one country."
         ),
         breakdown=("refers_to", "gotcha", "other", "majority"),
         files=(SENTENCES, STATISTICS),

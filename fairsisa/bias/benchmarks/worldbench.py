@@ -182,7 +182,10 @@ BENCHMARKS = (
         ),
         source="Moayeri et al., WorldBench, FAccT 2024; prompts and parsing as in Kirsten et al., NAACL 2025",
         licence="not stated in the source repositories",
-        criticism="The published mean leaves answers without a number out, so that models which fail look better.",
+        criticism=(
+            "We know of none in what we read. Our own: the published mean leaves answers without a number out, so that "
+            "models which fail look better, and the one example is Switzerland throughout."
+        ),
         breakdown=("type", "region", "income"),
         files=(PROMPTS,),
     ),
