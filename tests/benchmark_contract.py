@@ -26,16 +26,15 @@ from fairsisa.bias.benchmark import (
     Metric,
     Readout,
 )
-from fairsisa.bias.items import Item, ItemTable
+from fairsisa.bias.items import Item, ItemTable, items_digest
 from fairsisa.bias.measuring import columns_of, ordered
 from fairsisa.bias.rating import RATING
 from fairsisa.data.sources import SourceFile
-from fairsisa.errors import DataError
 
 PLAIN = (str, int, float, bool, type(None))
 NUMBERS = ("outcome", "correct", "value", "margin")
 YEAR = re.compile(r"\b(19|20)\d\d\b")
-NUM_UNANSWERED = 6
+NUM_UNANSWERED, NUM_DIGESTED = 6, 200
 NOT_GIVEN = "made: nothing was given"
 EXPLAINED = 4
 """So many words say what a higher value means, where a capability has no chance to be compared with."""
@@ -90,8 +89,11 @@ PHRASES = (
 )
 RATERS = {"toxicity": ("not toxic", "toxic"), "regard": ("negative", "neutral", "positive")}
 LOG_LIKELIHOODS = frozenset(
-    "ask_modified ask_unmodified ask_joint ask_sentences ask_sentences_alone ask_continuations ask_pronoun ask_letters "
-    "ask_pseudo_likelihood ask_partial ask_without_shots ask_masked_without_shots".split()
+    {
+        *("ask_modified", "ask_unmodified", "ask_pronoun", "ask_pseudo_likelihood", "ask_masked_without_shots"),
+        *("ask_joint", "ask_sentences", "ask_sentences_alone", "ask_continuations", "ask_letters"),
+        *("ask_partial", "ask_without_shots"),
+    }
 )
 PROBABILITIES = frozenset({"ask_words", "ask_blank_answer", "ask_blank_letter"})
 TEXTS = frozenset({"ask", "ask_texts", "ask_shuffled", "ask_continued", "ask_turns"})
@@ -114,11 +116,7 @@ def _made(asked: str, item: Item, rng: np.random.Generator) -> list[Answer]:
     if asked in LOG_LIKELIHOODS:
         return [_likely(item, option, rng) for option in range(len(item.options))]
     if asked in PROBABILITIES or asked == "ask_next_tokens":
-        *shares, outside = rng.dirichlet(np.ones(len(item.options) + 1)).tolist()
-        if asked in PROBABILITIES:
-            return [Answer(item.item_id, option, share, 1) for option, share in enumerate(shares)]
-        told = [Answer(item.item_id, option, math.log(share), 1) for option, share in enumerate(shares)]
-        return [*told, Answer(item.item_id, -1, math.log(outside), 1)]
+        return _shares(item, rng, logarithmic=asked == "ask_next_tokens")
     if asked in TEXTS:
         number = int(item.labels["turn"] or 0) if asked == "ask_turns" else 2
         return [Answer(item.item_id, n, 0.0, 5, PHRASES[rng.integers(len(PHRASES))]) for n in range(number)]
@@ -126,11 +124,18 @@ def _made(asked: str, item: Item, rng: np.random.Generator) -> list[Answer]:
         words = [*item.options[:: max(1, len(item.options) // 5)], "kind", "brave", "a child", ""]
         drawn = rng.choice(words, size=20)
         return [Answer(item.item_id, rank, -float(rank), 1, str(word)) for rank, word in enumerate(drawn)]
-    if asked == "ask_harmful":
-        return [Answer(item.item_id, 1, float(rng.uniform()), text="harmful")]
-    if asked == "ask_vectors":
-        return [Answer(item.item_id, 0, 0.0, 4)]
-    raise AssertionError(f"Expected a question that answers are made for, got {asked}: add it to this module.")
+    if asked not in ("ask_harmful", "ask_vectors"):
+        raise AssertionError(f"Expected a question that answers are made for, got {asked}: add it to this module.")
+    harmful = Answer(item.item_id, 1, float(rng.uniform()), text="harmful")
+    return [harmful if asked == "ask_harmful" else Answer(item.item_id, 0, 0.0, 4)]
+
+
+def _shares(item: Item, rng: np.random.Generator, *, logarithmic: bool) -> list[Answer]:
+    *shares, outside = rng.dirichlet(np.ones(len(item.options) + 1)).tolist()
+    if not logarithmic:
+        return [Answer(item.item_id, option, share, 1) for option, share in enumerate(shares)]
+    told = [Answer(item.item_id, option, math.log(share), 1) for option, share in enumerate(shares)]
+    return [*told, Answer(item.item_id, -1, math.log(outside), 1)]
 
 
 def _likely(item: Item, option: int, rng: np.random.Generator) -> Answer:
@@ -226,18 +231,19 @@ def check_loads_alike(benchmark: Benchmark, files: Files, first: ItemTable) -> N
     again = benchmark.load(files)
     assert again.items == first.items, "loaded twice, the items differ"
     assert again.malformed == first.malformed, "loaded twice, what is malformed differs"
-    assert again.digest == first.digest, "loaded twice, the digest differs"
+    some = slice(None, None, max(1, len(first.items) // NUM_DIGESTED))
+    assert items_digest(again.items[some]) == items_digest(first.items[some]), "loaded twice, the digest differs"
 
 
 @dataclass(frozen=True)
 class Spoilt(Files):
-    """Files to each of which a line is added that says nothing: no text between separators, or null for every name."""
+    """Files to each of which a line is added that says nothing: no text between separators, or nothing of any name."""
 
     def text(self, source: SourceFile) -> str:
         text = super().text(source).rstrip("\n")
         first, last = text.split("\n", 1)[0], text.rsplit("\n", 1)[-1]
         if ".jsonl" in source.path:
-            return f"{text}\n{json.dumps(dict.fromkeys(json.loads(last)))}\n"
+            return f"{text}\n{json.dumps({name: type(value)() for name, value in json.loads(last).items()})}\n"
         separator = "\t" if ".tsv" in source.path else ","
         return f"{text}\n{separator * first.count(separator)}\n"
 

@@ -24,3 +24,15 @@ def data_root() -> Path:
     if os.environ.get("CI"):
         pytest.fail(missing)
     pytest.skip(missing)
+
+
+LONG = (
+    *("unlearning_golden", "unlearning_faults", "unlearning_processes", "unlearning_damage", "unlearning_descendants"),
+    *("unlearning_postprocess", "unlearning_defects", "training_kill", "end_to_end", "wheel", "soak", "runs_bias"),
+    *("execution_ray", "execution_submitit", "runs_compressing", "study_language_models", "bench_unlearning"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files of long tests come first: the last two tests of a worker cannot be taken over by one that has no more."""
+    items.sort(key=lambda item: item.path.stem.removeprefix("test_") not in LONG)

@@ -212,7 +212,7 @@ def read_piqa(data_root, count):
 
 
 def test_fast_precision_decides_as_fp32_does(data_root):
-    llama, items = tiny_llama(data_root), read_piqa(data_root, 60)
+    llama, items = tiny_llama(data_root), read_piqa(data_root, 40)
     tables = {
         name: ask_continuations(llama, items, ScoringSettings(precision=name), {}).frame
         for name in ("fp32", "bf16", "fast")
@@ -229,7 +229,7 @@ def test_fast_precision_decides_as_fp32_does(data_root):
 
 def test_a_chunk_of_real_items_costs_little_more_than_what_must_be_read(data_root):
     """The optimum reads each context once, and of each option all but its last token."""
-    llama, items = tiny_llama(data_root), read_piqa(data_root, 256)
+    llama, items = tiny_llama(data_root), read_piqa(data_root, 100)
     questions = questions_of(llama, items, chat=False)
     assert all(question.parts for question in questions)
     run = score_questions(llama, questions, ScoringSettings()).num_run

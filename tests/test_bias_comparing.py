@@ -12,7 +12,7 @@ from scipy import stats
 
 from fairsisa.bias.benchmark import BIAS, CAPABILITY, Metric, scores_table
 from fairsisa.bias.comparing import COMPARISONS, compare, floor_of, holm_over, with_floor
-from fairsisa.bias.metrics import macro_mean_of, mean_of
+from fairsisa.bias.metrics import macro_mean_of, mean_of, ratio
 from fairsisa.bias.statistics import holm, wilson_interval
 from fairsisa.errors import DataError
 from fairsisa.intervals import Bootstrap, weight_chunks
@@ -157,6 +157,34 @@ def test_changes_are_held_against_those_of_a_model_asked_twice():
     assert table["gap", ""]["above_floor"] is None
     same = by_name(with_floor(compare(first, again, METRICS, bootstrap=FEW), floor))
     assert same["stereotyped", ""]["above_floor"] is False
+
+
+def test_mcnemar_tests_the_mean_of_what_flips_and_nothing_else():
+    """The mean over clusters of unequal size is not what McNemar's test counts, nor is that of half of the items."""
+    base, other = made(1), made(2)
+    base["cluster"] = other["cluster"] = ["large" if place < 20 else f"small-{place}" for place in range(30)]
+
+    def of_a(columns, weights):
+        there = columns["label:kind"] == "a"
+        return ratio(columns["outcome"][there] @ weights[there], weights[there].sum(axis=0))
+
+    metrics = (
+        *METRICS,
+        Metric("by_cluster", macro_mean_of("outcome"), BIAS, "more", flips="outcome"),
+        Metric("of_a", of_a, BIAS, "more", flips="outcome"),
+    )
+    table = by_name(compare(base, other, metrics, bootstrap=FEW, breakdown=["kind"]))
+    tests = {name: table[name, ""]["test"] for name in ("stereotyped", "accuracy", "gap", "by_cluster", "of_a")}
+    assert tests == {
+        "stereotyped": "McNemar",
+        "accuracy": "McNemar",
+        "gap": "bootstrap",
+        "by_cluster": "bootstrap",
+        "of_a": "bootstrap",
+    }
+    assert table["of_a", "kind=a"]["test"] == "McNemar"
+    up, down = table["stereotyped", ""]["to_one"], table["stereotyped", ""]["to_zero"]
+    assert table["stereotyped", ""]["p_value"] == pytest.approx(stats.binomtest(up, up + down).pvalue)
 
 
 def test_other_items_are_refused_by_name():

@@ -8,10 +8,10 @@ import pytest
 
 from fairsisa.bias.benchmark import Benchmark
 from fairsisa.bias.catalogue import benchmarks
+from fairsisa.bias.judging import CHAT_JUDGE
 from fairsisa.bias.measuring import SHARE_SCORED
 from fairsisa.cli.catalogue import VERBS
 from fairsisa.cli.composing import compose
-from fairsisa.runs.raters import RATERS
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = (ROOT / "docs" / "bias.md").read_text(encoding="utf-8")
@@ -23,7 +23,8 @@ COMPOSED = ("bias", "compare", "train")
 
 
 def quoted(text: str) -> set[str]:
-    return set(re.findall(r"`([^`]+)`", text))
+    """Return what stands in backticks, code blocks left out."""
+    return {words(each) for each in re.findall(r"`([^`]+)`", FENCE.sub("", text))}
 
 
 def sections() -> list[tuple[str, str]]:
@@ -54,7 +55,7 @@ ALL = [pytest.param(each, id=name) for name, each in benchmarks().items()]
 @pytest.mark.parametrize("benchmark", ALL)
 def test_a_benchmark_is_told_whole(benchmark: Benchmark) -> None:
     text = section_of(benchmark.name)
-    told = quoted(words(text))
+    told = quoted(text)
     assert {readout.name for readout in benchmark.readouts} <= told
     assert {metric.name for metric in benchmark.metrics} <= told
     assert set(benchmark.breakdown) <= told
@@ -73,8 +74,8 @@ def test_what_no_paper_says_is_said_to_be_ours(benchmark: Benchmark) -> None:
 
 def test_what_restricts_the_use_of_data_is_told() -> None:
     for benchmark in benchmarks().values():
-        for licence in re.findall(r"CC BY(?:-\w+)* \d\.\d|CC BY-NC-SA 4.0|AFL-3\.0", benchmark.licence):
-            assert licence in section_of(benchmark.name)
+        for licence in re.findall(r"CC BY(?:-\w+)* \d\.\d|AFL-3\.0", benchmark.licence):
+            assert licence in words(section_of(benchmark.name))
         if "-NC-" in benchmark.licence:
             assert "not for commercial use" in words(section_of(benchmark.name))
 
@@ -95,7 +96,8 @@ def test_named_tests_and_files_are_there() -> None:
     named = NAMED_TEST.findall(words(PAGE))
     assert len(named) > 20
     for path, name in named:
-        assert f"def {name}(" in (ROOT / path).read_text(encoding="utf-8"), f"{path} has no {name}"
+        text = (ROOT / path).read_text(encoding="utf-8")
+        assert not name or f"def {name}(" in text, f"{path} has no {name}"
     for path in NAMED_FILE.findall(PAGE):
         assert (ROOT / path).is_file(), f"{path} is not there"
 
@@ -119,5 +121,7 @@ def test_commands_compose(command: list[str]) -> None:
 
 def test_every_rater_has_the_command_that_trains_it() -> None:
     trained = [command for command in commands() if command[1] == "train"]
-    for name in RATERS:
+    raters = {readout.rater for each in benchmarks().values() for readout in each.readouts} - {None, CHAT_JUDGE}
+    assert raters
+    for name in raters:
         assert ["fairsisa", "train", f"experiment={name}_rater", f"run=runs/{name}_rater"] in trained

@@ -17,14 +17,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from bias_asking import ask, judge, made_items
 from bias_models import tiny_bert, tiny_gpt2
 from chains import QUICK, TINY_TEXT, run_of
 from fairsisa.bias import asking, catalogue
+from fairsisa.bias.answers import Answer, answers_of
+from fairsisa.bias.asking import ask_items
+from fairsisa.bias.benchmark import COMPLETIONS, LOG_LIKELIHOODS, PROBABILITIES, Readout
 from fairsisa.bias.candidate import Candidate
+from fairsisa.bias.evaluation import Evaluated
 from fairsisa.errors import ConfigError, ModelError
 from fairsisa.models.language import save_language_model
 from fairsisa.report.bias import BiasReport
 from fairsisa.runs import raters
+from fairsisa.runs.behaving import option_kl
 from fairsisa.runs.bias import bias_run
 from fairsisa.runs.candidates import named_models
 from fairsisa.runs.comparing import compare_run
@@ -32,8 +38,10 @@ from fairsisa.runs.compressing import descend_run
 from fairsisa.runs.descendants import Recipe
 from fairsisa.runs.directory import Run
 from fairsisa.runs.model_folders import short_names
+from fairsisa.runs.serving import score_new
 from fairsisa.settings import (
     BiasSettings,
+    CalibrationSettings,
     ComparisonSettings,
     CompressionSettings,
     DistillationSettings,
@@ -41,8 +49,9 @@ from fairsisa.settings import (
     PathSettings,
     ScoringSettings,
 )
+from fairsisa.sisa.ensemble import aggregate
 from fairsisa.store import Store
-from unlearning_cases import HERE, forget, in_slice, silent, trained_in, verified
+from unlearning_cases import HERE, copied, forget, in_slice, silent, trained_in, verified
 
 pytestmark = pytest.mark.real_data
 SCORING = ScoringSettings()
@@ -106,6 +115,7 @@ def test_a_killed_command_scores_nothing_twice(world: Path, data_root: Path, tmp
     """The process dies while the third part of the answers is being kept; two are there, and are not asked again."""
     script = f"""
 import os, signal
+from fairsisa.sisa.ensemble import aggregate
 from fairsisa.store import Store
 put, kept = Store.put, []
 def deadly(store, lineage, *rest, **more):
@@ -199,6 +209,21 @@ def test_other_models_are_compared_item_by_item(world: Path, data_root: Path, tm
     assert report.divergences.empty
 
 
+@pytest.mark.parametrize("answers", [LOG_LIKELIHOODS, PROBABILITIES, COMPLETIONS])
+def test_options_are_held_against_each_other_as_their_readout_answers(answers: str) -> None:
+    """P = (.8, .2) and Q = (.5, .5): KL(P || Q) = .8 ln 1.6 + .2 ln .4; what was written has no options."""
+    shares = np.array([[0.8, 0.2], [0.5, 0.5]])
+    values = np.log(shares) if answers == LOG_LIKELIHOODS else shares
+    readout = Readout("made", "masked", ask, judge, answers=answers)
+    sides = [
+        Evaluated("m", None, readout, None, answers_of(Answer("a", place, each) for place, each in enumerate(side)))  # type: ignore[arg-type]
+        for side in values
+    ]
+    there, back = 0.8 * np.log(1.6) + 0.2 * np.log(0.4), 0.5 * np.log(0.625) + 0.5 * np.log(2.5)
+    expected = (np.nan, np.nan) if answers == COMPLETIONS else (there, back)
+    np.testing.assert_allclose(option_kl(*sides), expected)
+
+
 def test_names_are_the_shortest_that_tell_folders_apart() -> None:
     folders = ["/a/b/step-000100", "/a/c/checkpoints/step-000100", "/x/gpt2", "/y/gpt2", "/y/bert"]
     assert short_names([Path(folder) for folder in folders]) == [
@@ -225,8 +250,6 @@ def hateful(tmp_path_factory: pytest.TempPathFactory) -> Run:
     run = trained_in(tmp_path_factory.mktemp("hateful"), settings)
     student = DistillationSettings(name="small", trainer={"max_epochs": 1.0, "batch_size": 16})
     copies = CompressionSettings(({"method": "magnitude", "sparsity": 0.5},), name="sparse")
-    from fairsisa.settings import CalibrationSettings
-
     for recipe in (Recipe(distil=student), Recipe(compress=(copies, CalibrationSettings()))):
         descend_run(run, recipe, execution=HERE, on_event=silent, evaluate=False)
     return run
@@ -237,9 +260,6 @@ def opened(run: Run, part: str = "") -> Candidate:
 
 
 def test_a_run_answers_as_it_is_served(hateful: Run) -> None:
-    from fairsisa.runs.serving import score_new
-    from fairsisa.sisa.ensemble import aggregate
-
     texts = ["you are kind", "a dog and a cat", "what a day"]
     served = aggregate(score_new(hateful, texts), hateful.settings.evaluation.aggregation, weights=[1.0, 1.0])
     candidate = opened(hateful)
@@ -258,11 +278,6 @@ def test_a_run_answers_as_it_is_served(hateful: Run) -> None:
 def test_what_a_model_of_a_run_said_is_purged_with_it(
     hateful: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from bias_asking import ask, judge, made_items
-    from fairsisa.bias.asking import ask_items
-    from fairsisa.bias.benchmark import Readout
-    from unlearning_cases import copied
-
     run = copied(hateful, tmp_path)
     readout = Readout("made", "classifier", ask, judge, {"journal": str(tmp_path / "journal")})
     for part in ("", ":small", ":sparse"):

@@ -25,6 +25,8 @@ LABEL = "label:"
 SCORED, NOT_SCORED, MALFORMED = "scored", "not_scored", "malformed"
 BIAS, TOXICITY, CAPABILITY, COVERAGE = "bias", "toxicity", "capability", "coverage"
 ASPECTS = (BIAS, TOXICITY, CAPABILITY, COVERAGE)
+LOG_LIKELIHOODS, PROBABILITIES, COMPLETIONS = "log_likelihoods", "probabilities", "completions"
+ANSWERED_IN = (LOG_LIKELIHOODS, PROBABILITIES, COMPLETIONS)
 CHUNK = 256
 
 Ask = Callable[[Candidate, Sequence[Item], ScoringSettings, Mapping[str, Any]], Answers]
@@ -43,9 +45,10 @@ class Metric:
     """A number over a scores table.
 
     `aspect` is one of `ASPECTS`; `higher_means` says in words what a higher value means. `neutral` is the value of a
-    model without the bias, where there is one; `chance` that of a model that knows nothing, for a capability.
-    `flips` names the 0/1 column of the scores table (`outcome` or `correct`) whose changes from model to model are
-    this metric's flips. `unit` is "%" for a percentage (0 to 100), else "".
+    model without the bias, where there is one; `chance` that of a model that knows nothing, for a capability. `flips`
+    names the 0/1 column of the scores table (`outcome` or `correct`) whose changes from model to model are counted
+    beside this metric; where the metric is that column's mean, they are also what its test reads. `unit` is "%" for a
+    percentage (0 to 100), else "".
     """
 
     name: str
@@ -67,8 +70,10 @@ class Readout:
     """One way of putting a benchmark's items to models of one kind, and of judging what they answer.
 
     Two readouts of equal `ask` and `settings` share answers. `chunk` is how many items are asked before what they gave
-    is kept on disk. `rater` names the classifier ("toxicity" or "regard") that rates the texts that were written: the
-    judge then finds class probabilities of each text in columns `rating:<class>` of the answers.
+    is kept on disk. `answers` says what the values of an item's options are: log-likelihoods, probabilities, or nothing
+    that competes (what was written or filled in, embeddings). `rater` names the classifier ("toxicity" or "regard")
+    that rates the texts that were written: the judge then finds class probabilities of each text in columns
+    `rating:<class>` of the answers.
     """
 
     name: str
@@ -77,11 +82,14 @@ class Readout:
     judge: Judge
     settings: Mapping[str, Any] = field(default_factory=dict)
     chunk: int = CHUNK
+    answers: str = LOG_LIKELIHOODS
     rater: str | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise ValueError(f"Expected a kind of {', '.join(KINDS)}, got {self.kind!r}.")
+        if self.answers not in ANSWERED_IN:
+            raise ValueError(f"Expected answers in {', '.join(ANSWERED_IN)}, got {self.answers!r}.")
 
 
 @dataclass(frozen=True)

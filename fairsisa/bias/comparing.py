@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from fairsisa.bias.benchmark import SCORED, Metric
+from fairsisa.bias.benchmark import COVERAGE, SCORED, Metric
 from fairsisa.bias.measuring import SHARE_SCORED, Group, groups_of, ordered, replicate
+from fairsisa.bias.metrics import mean_of
 from fairsisa.bias.statistics import holm, mcnemar_exact, sign_p_value, wilson_interval
 from fairsisa.errors import DataError
 from fairsisa.intervals import BOOTSTRAP, Bootstrap, summarise
@@ -43,6 +44,8 @@ COMPARISONS = (
     "higher_means",
 )
 MCNEMAR, BY_BOOTSTRAP = "McNemar", "bootstrap"
+MEANS = tuple(Metric(column, mean_of(column), COVERAGE, "more of the items are 1") for column in ("outcome", "correct"))
+"""What a metric is held against: McNemar's test is for the mean of a 0/1 column, and for nothing else."""
 MOST_NAMED = 5
 Pair = tuple[pd.DataFrame, pd.DataFrame]
 
@@ -75,10 +78,11 @@ def compare(
     from what each model gets by itself. `difference` is other minus base; its interval is that of the cluster
     bootstrap, both models under the same weights. A metric with `flips` (the column of the scores table that changes)
     has the numbers of items that went `to_one` and `to_zero`, `net` (to_one - to_zero) and `gross` (to_one + to_zero)
-    as shares of the items with a number in both, `gross` with a Wilson interval, and the p-value of McNemar's exact
-    test; that test counts items as independent, the interval of the difference does not. Other metrics have the
-    two-sided p-value of `sign_p_value`. The metric "scored", over all items, is always added. `p_holm` is NaN until
-    `holm_over` fills it, `above_floor` None until `with_floor` does.
+    as shares of the items with a number in both, `gross` with a Wilson interval. Where the metric is the mean of that
+    column (under every draw), its p-value is that of McNemar's exact test, which counts items as independent, as the
+    interval of the difference does not. Other metrics have the two-sided p-value of `sign_p_value`. The metric
+    "scored", over all items, is always added. `p_holm` is NaN until `holm_over` fills it, `above_floor` None until
+    `with_floor` does.
 
     Raises:
         DataError: when the item sets differ, a column is missing, an item is there twice, or a label is unknown.
@@ -86,9 +90,9 @@ def compare(
     whole = aligned(base_scores, other_scores)
     scored = paired(whole)
     groups = groups_of(whole[0], breakdown)
-    values = np.concatenate(
-        [replicate(scored, groups, metrics, bootstrap), replicate(whole, groups, [SHARE_SCORED], bootstrap)], axis=2
-    )
+    own = replicate(scored, groups, [*metrics, *MEANS], bootstrap)
+    values = np.concatenate([own[:, :, : len(metrics)], replicate(whole, groups, [SHARE_SCORED], bootstrap)], axis=2)
+    means = {mean.name: own[:, :, len(metrics) + place] for place, mean in enumerate(MEANS)}
     differences = values[1] - values[0]
     summary = summarise(differences, bootstrap.level)
     rows = []
@@ -100,7 +104,9 @@ def compare(
             row |= {f"{who}_value": float(values[n, place, column, 0]) for n, who in enumerate(("base", "other"))}
             tables = whole if metric is SHARE_SCORED else scored
             changes = _changes(tables, group, metric, bootstrap.level)
-            rows.append(row | counts | changes | _tested(changes, differences[place, column]) | _described(metric))
+            is_mean = metric is SHARE_SCORED or _is_mean(values[:, place, column], means, place, metric.flips)
+            tested = _tested(changes, differences[place, column], is_mean=is_mean)
+            rows.append(row | counts | changes | tested | _described(metric))
             rows[-1]["group"] = group.name
     return pd.DataFrame(rows, columns=list(COMPARISONS))
 
@@ -193,10 +199,18 @@ def _changes(tables: Pair, group: Group, metric: Metric, level: float) -> dict[s
     return {"flips": metric.flips, "to_one": up, "to_zero": down, "gross_low": low, "gross_high": high} | shares
 
 
-def _tested(changes: dict[str, Any], difference: np.ndarray) -> dict[str, Any]:
+def _is_mean(values: np.ndarray, means: dict[str, np.ndarray], place: int, flips: str | None) -> bool:
+    """Return whether a metric is the mean of the column that it flips, or 100 times that, under every draw."""
+    if flips not in means:
+        return False
+    mean = means[flips][:, place]
+    return any(np.allclose(values, scale * mean, equal_nan=True) for scale in (1.0, 100.0))
+
+
+def _tested(changes: dict[str, Any], difference: np.ndarray, *, is_mean: bool) -> dict[str, Any]:
     if np.isnan(difference[0]):
         return {"p_value": np.nan, "test": ""}
-    if changes["flips"]:
+    if is_mean:
         return {"p_value": mcnemar_exact(changes["to_one"], changes["to_zero"]), "test": MCNEMAR}
     return {"p_value": sign_p_value(difference[1:]), "test": BY_BOOTSTRAP}
 

@@ -9,10 +9,11 @@ import numpy as np
 import pandas as pd
 
 from fairsisa.bias.behaviour import UNCHANGED, behaviour, changes
-from fairsisa.bias.candidate import CLASSIFIER
+from fairsisa.bias.benchmark import COMPLETIONS, PROBABILITIES
 from fairsisa.bias.divergence import option_divergence
 from fairsisa.bias.evaluation import Evaluated
 
+SMALLEST = 1e-300
 MARGINS = ("item_id", "margin", "changed")
 
 
@@ -76,9 +77,9 @@ def option_kl(base: Evaluated, other: Evaluated) -> tuple[float, float]:
 
 
 def _options(each: Evaluated) -> pd.DataFrame | None:
-    """Return the log-likelihoods of the options, items by options; None where answers are texts or vectors."""
-    frame = each.answers.frame
-    if each.answers.vectors is not None or frame["value"].isna().all() or each.readout.rater is not None:
+    """Return the log-likelihoods of the options, items by options; None where options do not compete."""
+    if each.readout.answers == COMPLETIONS:
         return None
+    frame = each.answers.frame
     table = frame[frame["option"] >= 0].pivot_table(index="item_id", columns="option", values="value", dropna=False)
-    return table.clip(lower=1e-300).map(np.log) if each.readout.kind == CLASSIFIER else table
+    return table.clip(lower=SMALLEST).map(np.log) if each.readout.answers == PROBABILITIES else table

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 
 from fairsisa.bias.answers import Answers
-from fairsisa.bias.benchmark import BIAS, LABEL, TOXICITY, Benchmark, Files, Metric, Readout
+from fairsisa.bias.benchmark import BIAS, COMPLETIONS, LABEL, TOXICITY, Benchmark, Files, Metric, Readout
 from fairsisa.bias.benchmarks.real_toxicity import MEAN, SHARE, score_toxicity
 from fairsisa.bias.benchmarks.regard import NEGATIVES, POSITIVES, RATED, TEXTS_RATED, score_regard
 from fairsisa.bias.benchmarks.text_quality import CHUNK, QUALITY, QUALITY_COLUMNS, quality, score_texts
@@ -130,8 +130,10 @@ METRICS = (
 )
 SETTINGS = {"max_new_tokens": MAX_NEW_TOKENS}
 READOUTS = (
-    Readout("toxicity", CAUSAL, ask_texts, judge_toxicity, SETTINGS, chunk=CHUNK, rater="toxicity"),
-    Readout("regard", CAUSAL, ask_texts, judge_regard, SETTINGS, chunk=CHUNK, rater="regard"),
+    Readout(
+        "toxicity", CAUSAL, ask_texts, judge_toxicity, SETTINGS, chunk=CHUNK, answers=COMPLETIONS, rater="toxicity"
+    ),
+    Readout("regard", CAUSAL, ask_texts, judge_regard, SETTINGS, chunk=CHUNK, answers=COMPLETIONS, rater="regard"),
 )
 BENCHMARKS = tuple(
     Benchmark(

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from fairsisa.bias.answers import Answers
-from fairsisa.bias.benchmark import BIAS, COVERAGE, LABEL, Benchmark, Files, Metric, Readout, score_row
+from fairsisa.bias.benchmark import BIAS, COMPLETIONS, COVERAGE, LABEL, Benchmark, Files, Metric, Readout, score_row
 from fairsisa.bias.benchmarks.text_quality import CHUNK, QUALITY, QUALITY_COLUMNS, quality, score_texts
 from fairsisa.bias.candidate import CAUSAL, Candidate
 from fairsisa.bias.items import Item, ItemTable, Label, Malformed
@@ -151,7 +151,9 @@ BENCHMARKS = (
         name="decodingtrust_stereotype",
         title="DecodingTrust: agreement with stereotypes",
         load=load,
-        readouts=(Readout("texts", CAUSAL, ask, judge, {"max_new_tokens": MAX_NEW_TOKENS}, chunk=CHUNK),),
+        readouts=(
+            Readout("texts", CAUSAL, ask, judge, {"max_new_tokens": MAX_NEW_TOKENS}, chunk=CHUNK, answers=COMPLETIONS),
+        ),
         metrics=(
             Metric(
                 "agree", mean_of("value", scale=100.0), BIAS, "agrees with more stereotypes", 0.0, None, "outcome", "%"

@@ -87,6 +87,8 @@ def _demeaned(values: np.ndarray, codes: np.ndarray) -> np.ndarray:
 def mean_difference(columns: Columns, weights: np.ndarray) -> np.ndarray:
     """Return the mean over scenarios of the largest minus the smallest P(yes) in it (Kirsten et al. 2025)."""
     table, of_scenarios = _people_by_scenario(columns, weights)
+    if not table.size:
+        return np.full(weights.shape[1], np.nan)
     differences = np.nanmax(table, axis=0) - np.nanmin(table, axis=0)
     return ratio(differences @ of_scenarios, of_scenarios.sum(axis=0))
 

@@ -16,6 +16,7 @@ from fairsisa.bias.benchmark import (
     BIAS,
     COVERAGE,
     LABEL,
+    PROBABILITIES,
     Benchmark,
     Files,
     Judge,
@@ -193,7 +194,7 @@ BENCHMARKS = (
         load=load_discrim_eval,
         readouts=(
             Readout("letters", CAUSAL, ask_next_tokens, judge_decisions),
-            Readout("blank", MASKED, ask_blank_answer, _PROBABILITIES),
+            Readout("blank", MASKED, ask_blank_answer, _PROBABILITIES, answers=PROBABILITIES),
         ),
         metrics=METRICS,
         source=(

@@ -11,7 +11,18 @@ import numpy as np
 import pandas as pd
 
 from fairsisa.bias.answers import Answers
-from fairsisa.bias.benchmark import BIAS, COVERAGE, LABEL, Benchmark, Columns, Files, Metric, Readout, score_row
+from fairsisa.bias.benchmark import (
+    BIAS,
+    COMPLETIONS,
+    COVERAGE,
+    LABEL,
+    Benchmark,
+    Columns,
+    Files,
+    Metric,
+    Readout,
+    score_row,
+)
 from fairsisa.bias.benchmarks.text_quality import CHUNK, QUALITY, QUALITY_COLUMNS, quality, score_texts
 from fairsisa.bias.candidate import CAUSAL, Candidate
 from fairsisa.bias.items import Item, ItemTable, Malformed
@@ -171,8 +182,16 @@ BENCHMARKS = (
         title="DiscrimEvalGen: picking one person",
         load=load,
         readouts=(
-            Readout("texts", CAUSAL, ask_texts, judge, SETTINGS, chunk=CHUNK),
-            Readout("shuffled", CAUSAL, ask_shuffled, judge_shuffled, {**SETTINGS, "shuffle_seed": 0}, chunk=CHUNK),
+            Readout("texts", CAUSAL, ask_texts, judge, SETTINGS, chunk=CHUNK, answers=COMPLETIONS),
+            Readout(
+                "shuffled",
+                CAUSAL,
+                ask_shuffled,
+                judge_shuffled,
+                {**SETTINGS, "shuffle_seed": 0},
+                chunk=CHUNK,
+                answers=COMPLETIONS,
+            ),
         ),
         metrics=(
             Metric(

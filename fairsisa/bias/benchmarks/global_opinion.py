@@ -21,6 +21,7 @@ from fairsisa.bias.benchmark import (
     BIAS,
     COVERAGE,
     LABEL,
+    PROBABILITIES,
     Benchmark,
     Files,
     Judge,
@@ -179,7 +180,7 @@ BENCHMARKS = (
         load=load_global_opinion,
         readouts=(
             Readout("letters", CAUSAL, ask_next_tokens, judge_questions),
-            Readout("blank", MASKED, ask_blank_letter, _PROBABILITIES),
+            Readout("blank", MASKED, ask_blank_letter, _PROBABILITIES, answers=PROBABILITIES),
         ),
         metrics=METRICS,
         source=(

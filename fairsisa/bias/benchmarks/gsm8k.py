@@ -12,6 +12,7 @@ import pandas as pd
 from fairsisa.bias.answers import Answers
 from fairsisa.bias.benchmark import (
     CAPABILITY,
+    COMPLETIONS,
     COVERAGE,
     Benchmark,
     Columns,
@@ -115,6 +116,7 @@ BENCHMARKS = (
                 judge_numbers,
                 {"max_new_tokens": 256, "stop": ["Question:", "</s>", "<|im_end|>"]},
                 chunk=32,
+                answers=COMPLETIONS,
             ),
         ),
         metrics=(

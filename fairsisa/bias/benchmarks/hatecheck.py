@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fairsisa.bias.benchmark import BIAS, CAPABILITY, Benchmark, Columns, Files, Metric, Readout
+from fairsisa.bias.benchmark import BIAS, CAPABILITY, PROBABILITIES, Benchmark, Columns, Files, Metric, Readout
 from fairsisa.bias.benchmarks.classified import ask_harmful, auc_of, judge_harmful, rates_by, sides
 from fairsisa.bias.candidate import CLASSIFIER
 from fairsisa.bias.items import Item, ItemTable, Label, Malformed
@@ -66,7 +66,7 @@ BENCHMARKS = (
         name="hatecheck",
         title="HateCheck",
         load=load,
-        readouts=(Readout("classes", CLASSIFIER, ask_harmful, judge_harmful),),
+        readouts=(Readout("classes", CLASSIFIER, ask_harmful, judge_harmful, answers=PROBABILITIES),),
         metrics=(
             Metric(
                 "false_positive_rate_difference",

@@ -10,7 +10,17 @@ from typing import Any
 import pandas as pd
 
 from fairsisa.bias.answers import Answers
-from fairsisa.bias.benchmark import BIAS, Benchmark, Files, Metric, Readout, by_item, score_row, scores_table
+from fairsisa.bias.benchmark import (
+    BIAS,
+    COMPLETIONS,
+    Benchmark,
+    Files,
+    Metric,
+    Readout,
+    by_item,
+    score_row,
+    scores_table,
+)
 from fairsisa.bias.candidate import CAUSAL, MASKED, Candidate
 from fairsisa.bias.items import Item, ItemTable, Malformed
 from fairsisa.bias.metrics import mean_of
@@ -118,8 +128,8 @@ BENCHMARKS = (
         title="HONEST",
         load=load,
         readouts=(
-            Readout("fill", MASKED, ask_fill, judge, {"top_k": 20}),
-            Readout("texts", CAUSAL, ask_continued, judge, {"max_new_tokens": 5}),
+            Readout("fill", MASKED, ask_fill, judge, {"top_k": 20}, answers=COMPLETIONS),
+            Readout("texts", CAUSAL, ask_continued, judge, {"max_new_tokens": 5}, answers=COMPLETIONS),
         ),
         metrics=(
             Metric(

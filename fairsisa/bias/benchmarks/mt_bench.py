@@ -14,6 +14,7 @@ import pandas as pd
 from fairsisa.bias.answers import Answer, Answers, answers_of
 from fairsisa.bias.benchmark import (
     CAPABILITY,
+    COMPLETIONS,
     LABEL,
     Benchmark,
     Columns,
@@ -189,7 +190,9 @@ def _turn(item: Item) -> int:
 
 
 # An even chunk, as the two items of a question are equally long: they are asked together, and the first turn once.
-READOUTS = (Readout("texts", CAUSAL, ask_turns, judge_ratings, WRITING, chunk=16, rater=CHAT_JUDGE),)
+READOUTS = (
+    Readout("texts", CAUSAL, ask_turns, judge_ratings, WRITING, chunk=16, answers=COMPLETIONS, rater=CHAT_JUDGE),
+)
 RATED = "the judge gives better grades"
 MEAN = Metric("rating", mean_of("value"), CAPABILITY, RATED)
 JUDGED = "Zheng et al. 2023, NeurIPS; the judge's prompt is our own"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fairsisa.bias.answers import Answers
-from fairsisa.bias.benchmark import LABEL, TOXICITY, Benchmark, Files, Metric, Readout, score_row
+from fairsisa.bias.benchmark import COMPLETIONS, LABEL, TOXICITY, Benchmark, Files, Metric, Readout, score_row
 from fairsisa.bias.benchmarks.regard import NOT_RATED, RATED, TEXTS_RATED
 from fairsisa.bias.benchmarks.text_quality import CHUNK, QUALITY, QUALITY_COLUMNS, quality, score_texts
 from fairsisa.bias.candidate import CAUSAL
@@ -135,6 +135,7 @@ BENCHMARKS = (
                 judge,
                 {"max_new_tokens": MAX_NEW_TOKENS},
                 chunk=CHUNK,
+                answers=COMPLETIONS,
                 rater="toxicity",
             ),
         ),

@@ -9,7 +9,18 @@ import numpy as np
 import pandas as pd
 
 from fairsisa.bias.answers import Answers
-from fairsisa.bias.benchmark import BIAS, COVERAGE, LABEL, Benchmark, Columns, Files, Metric, Readout, score_row
+from fairsisa.bias.benchmark import (
+    BIAS,
+    COMPLETIONS,
+    COVERAGE,
+    LABEL,
+    Benchmark,
+    Columns,
+    Files,
+    Metric,
+    Readout,
+    score_row,
+)
 from fairsisa.bias.benchmarks.text_quality import CHUNK, CONTINUATIONS, score_texts
 from fairsisa.bias.candidate import CAUSAL, Candidate
 from fairsisa.bias.items import Item, ItemTable, Malformed
@@ -138,6 +149,7 @@ BENCHMARKS = (
                 judge,
                 {"max_new_tokens": MAX_NEW_TOKENS, "stop": ["\n"]},
                 chunk=CHUNK,
+                answers=COMPLETIONS,
                 rater="regard",
             ),
         ),

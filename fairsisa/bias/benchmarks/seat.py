@@ -12,7 +12,17 @@ import pandas as pd
 
 from fairsisa.bias.answers import Answers
 from fairsisa.bias.association import associations, effect_size, permutation_p_value
-from fairsisa.bias.benchmark import BIAS, Benchmark, Columns, Files, Metric, Readout, score_row, scores_table
+from fairsisa.bias.benchmark import (
+    BIAS,
+    COMPLETIONS,
+    Benchmark,
+    Columns,
+    Files,
+    Metric,
+    Readout,
+    score_row,
+    scores_table,
+)
 from fairsisa.bias.candidate import CAUSAL, ENCODER, MASKED
 from fairsisa.bias.items import Item, ItemTable, Malformed
 from fairsisa.bias.readouts.vectors import ask_vectors
@@ -243,7 +253,8 @@ def _benchmark(name: str, title: str, sources: Mapping[str, SourceFile], source:
         title=title,
         load=lambda files: load_tests(files, sources),
         readouts=tuple(
-            Readout("vectors", kind, ask_vectors, judge, chunk=ALL_AT_ONCE) for kind in (ENCODER, MASKED, CAUSAL)
+            Readout("vectors", kind, ask_vectors, judge, chunk=ALL_AT_ONCE, answers=COMPLETIONS)
+            for kind in (ENCODER, MASKED, CAUSAL)
         ),
         metrics=METRICS,
         source=source,

@@ -14,6 +14,7 @@ from fairsisa.bias.answers import Answers
 from fairsisa.bias.benchmark import (
     BIAS,
     CAPABILITY,
+    PROBABILITIES,
     Benchmark,
     Columns,
     Judge,
@@ -121,7 +122,10 @@ _SHARED = Benchmark(
     name="stereoset_intrasentence",
     title="StereoSet, within a sentence",
     load=load_intrasentence,
-    readouts=(Readout("blank", MASKED, ask_words, judge_tests), Readout("joint", CAUSAL, ask_sentences_alone, _MEAN)),
+    readouts=(
+        Readout("blank", MASKED, ask_words, judge_tests, answers=PROBABILITIES),
+        Readout("joint", CAUSAL, ask_sentences_alone, _MEAN),
+    ),
     metrics=METRICS,
     source="Nadeem, Bethke and Reddy, StereoSet, ACL 2021 (public development set); read as in Meade et al., ACL 2022.",
     licence="CC BY-SA 4.0",

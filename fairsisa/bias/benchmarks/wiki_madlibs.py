@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from fairsisa.bias.benchmark import BIAS, CAPABILITY, Benchmark, Columns, Files, Metric, Readout, Value
+from fairsisa.bias.benchmark import BIAS, CAPABILITY, PROBABILITIES, Benchmark, Columns, Files, Metric, Readout, Value
 from fairsisa.bias.benchmarks.classified import (
     ask_harmful,
     auc_between,
@@ -188,7 +188,7 @@ BENCHMARKS = (
         name="wiki_madlibs",
         title="Wikipedia madlibs",
         load=load,
-        readouts=(Readout("classes", CLASSIFIER, ask_harmful, judge_harmful),),
+        readouts=(Readout("classes", CLASSIFIER, ask_harmful, judge_harmful, answers=PROBABILITIES),),
         metrics=METRICS,
         source="Dixon et al. Measuring and Mitigating Unintended Bias in Text Classification. AIES 2018.",
         licence="Apache-2.0",

@@ -14,7 +14,18 @@ import numpy as np
 import pandas as pd
 
 from fairsisa.bias.answers import Answers
-from fairsisa.bias.benchmark import BIAS, CAPABILITY, COVERAGE, LABEL, Benchmark, Files, Metric, Readout, score_row
+from fairsisa.bias.benchmark import (
+    BIAS,
+    CAPABILITY,
+    COMPLETIONS,
+    COVERAGE,
+    LABEL,
+    Benchmark,
+    Files,
+    Metric,
+    Readout,
+    score_row,
+)
 from fairsisa.bias.benchmarks.numbers_in_text import number_in
 from fairsisa.bias.benchmarks.text_quality import CHUNK, CONTINUATIONS, score_texts
 from fairsisa.bias.candidate import CAUSAL
@@ -166,7 +177,11 @@ BENCHMARKS = (
         name="worldbench",
         title="WorldBench: facts about countries",
         load=load,
-        readouts=(Readout("texts", CAUSAL, ask_texts, judge, {"max_new_tokens": MAX_NEW_TOKENS}, chunk=CHUNK),),
+        readouts=(
+            Readout(
+                "texts", CAUSAL, ask_texts, judge, {"max_new_tokens": MAX_NEW_TOKENS}, chunk=CHUNK, answers=COMPLETIONS
+            ),
+        ),
         metrics=(
             _disparity("region", "region"),
             _disparity("income", "income group"),
