@@ -25,7 +25,7 @@ QUICK = ["limit=6", "num_replicates=100", "check_capability=false"]
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, data_root: Path) -> Path:
-    """Folders of tiny random models: masked ones of two seeds, the first copied to names unlike Hydra's; a causal one."""
+    """Folders of tiny random models: masked ones of two seeds, the first also under odd names, and a causal one."""
     folder = tmp_path_factory.mktemp("models")
     made = {"masked": tiny_bert(data_root), "second": tiny_bert(data_root, 1), "causal": tiny_gpt2(data_root)}
     for name, candidate in made.items():
@@ -193,6 +193,7 @@ def test_a_pattern_that_matches_nothing_is_said(command):
 # From end to end
 
 
+@pytest.mark.filterwarnings("ignore:Experiment logs directory .* is not empty:UserWarning")
 @pytest.mark.real_data
 def test_a_model_is_asked_once(command, models):
     words = ["bias", f"model={models}/with blank", "benchmarks=[crows_pairs,stereoset_intrasentence]", *QUICK]

@@ -288,4 +288,7 @@ def _first(table: pd.DataFrame, most: int, what: str) -> str:
 
 
 def _checkpoints(content: BiasReport) -> list[str]:
-    return content.models.loc[content.models["step"] > 0, "name"].tolist()
+    """Return the models that are steps of one training: those of a family with two steps or more."""
+    models = content.models[content.models["step"] > 0]
+    steps = models.groupby("family")["step"].transform("nunique")
+    return models.loc[steps > 1, "name"].tolist()
