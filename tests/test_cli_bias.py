@@ -161,12 +161,10 @@ def test_the_directory_is_named_after_what_is_asked(command, reached):
         pytest.param(
             ["compare", "other={}/masked", "benchmarks=crows_pairs"],
             "base",
-            marks=pytest.mark.xfail(reason="`base: ???` is merged away, and None is sought on the hub"),
         ),
         pytest.param(
             ["compare", "base={}/masked", "benchmarks=crows_pairs", *QUICK],
             "other",
-            marks=pytest.mark.xfail(reason="compare_run asks the base alone and reports no comparison"),
         ),
     ],
 )
@@ -177,7 +175,6 @@ def test_what_is_asked_wrongly_is_said(command, models, words, told):
     assert (status, told in err) == (2, True), err
 
 
-@pytest.mark.xfail(raises=KeyError, reason="cli/bias.py reads config['logger'], which is not there then")
 @pytest.mark.parametrize("word", ["logger=[]", "~logger"])
 @pytest.mark.parametrize("words", [("bias", "model=a"), ("compare", "base=a", "other=b")])
 def test_no_logger_at_all_is_a_choice(command, reached, words, word):
@@ -193,7 +190,6 @@ def test_a_pattern_that_matches_nothing_is_said(command):
 # From end to end
 
 
-@pytest.mark.filterwarnings("ignore:Experiment logs directory .* is not empty:UserWarning")
 @pytest.mark.real_data
 def test_a_model_is_asked_once(command, models):
     words = ["bias", f"model={models}/with blank", "benchmarks=[crows_pairs,stereoset_intrasentence]", *QUICK]

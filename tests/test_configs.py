@@ -82,7 +82,7 @@ def test_only_experiments_combine_groups(path):
 def test_every_root_is_read_by_a_verb_and_has_defaults(root):
     assert root in {verb.root for verb in VERBS.values()}
     needs_run = root not in ("data", "plan", "simulate", "store", "store_gc", "train", *OF_MODELS)
-    others = {"export": ["run", "name", "out"], "bias": [], "compare": ["base"]}
+    others = {"export": ["run", "name", "out"], "bias": [], "compare": []}
     must = others.get(root, ["run"] * needs_run)
     assert [key for key, value in leaves(defaults_of(root)) if value == "???"] == must
 

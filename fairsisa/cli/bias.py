@@ -26,8 +26,8 @@ LISTS = ("models", "other", "benchmarks", "corpora", "positive_classes")
 
 def bias(config: Config, overrides: Sequence[str]) -> None:
     """Ask models benchmarks of bias, toxicity and behaviour."""
-    settings, scoring = _own(config, BiasSettings), _scoring(config)
-    directory = _directory(config, settings, scoring, "bias")
+    settings, scoring, judge = _own(config, BiasSettings), _scoring(config), _judge(config)
+    directory = _directory(config, "bias", settings, scoring, judge)
     say(f"out: {directory}")
     with counting("items", Console()) as tell:
         report = asking.bias_run(
@@ -35,8 +35,8 @@ def bias(config: Config, overrides: Sequence[str]) -> None:
             settings,
             scoring,
             paths=paths_of(config),
-            judge=settings_from(JudgeSettings, config["judge"], "judge"),
-            loggers=instantiate_loggers(config["logger"] or {}, directory),
+            judge=judge,
+            loggers=instantiate_loggers(config.get("logger") or {}, directory),
             on_progress=tell,
             command=" ".join(["fairsisa", "bias", *overrides]),
         )
@@ -45,8 +45,8 @@ def bias(config: Config, overrides: Sequence[str]) -> None:
 
 def compare(config: Config, overrides: Sequence[str]) -> None:
     """Compare models with one, item by item."""
-    settings, scoring = _own(config, ComparisonSettings), _scoring(config)
-    directory = _directory(config, settings, scoring, "compare")
+    settings, scoring, judge = _own(config, ComparisonSettings), _scoring(config), _judge(config)
+    directory = _directory(config, "compare", settings, scoring, judge)
     say(f"out: {directory}")
     with counting("items", Console()) as tell:
         report = comparing.compare_run(
@@ -54,8 +54,8 @@ def compare(config: Config, overrides: Sequence[str]) -> None:
             settings,
             scoring,
             paths=paths_of(config),
-            judge=settings_from(JudgeSettings, config["judge"], "judge"),
-            loggers=instantiate_loggers(config["logger"] or {}, directory),
+            judge=judge,
+            loggers=instantiate_loggers(config.get("logger") or {}, directory),
             on_progress=tell,
             command=" ".join(["fairsisa", "compare", *overrides]),
         )
@@ -83,10 +83,14 @@ def _scoring(config: Config) -> ScoringSettings:
     return settings_from(ScoringSettings, config["scoring"], "scoring")
 
 
-def _directory(config: Config, settings: BiasSettings, scoring: ScoringSettings, verb: str) -> Path:
+def _judge(config: Config) -> JudgeSettings:
+    return settings_from(JudgeSettings, config["judge"], "judge")
+
+
+def _directory(config: Config, verb: str, *settings: Any) -> Path:
     if config["out"] is not None:
         return Path(str(config["out"])).expanduser()
-    return asking.directory_of(settings, scoring, root=paths_of(config).root, verb=verb)
+    return asking.directory_of(*settings, root=paths_of(config).root, verb=verb)
 
 
 def _show(report: BiasReport, page: Path) -> None:

@@ -237,9 +237,9 @@ def report_of(
     )
 
 
-def directory_of(settings: BiasSettings, scoring: ScoringSettings, *, root: str, verb: str) -> Path:
+def directory_of(*settings: Any, root: str, verb: str) -> Path:
     """Return where a command writes that does not say: named after its settings, so that it finds it again."""
-    digest = hashlib.sha256(canonical_json([plain(settings), plain(scoring)])).hexdigest()[:10]
+    digest = hashlib.sha256(canonical_json([plain(each) for each in settings])).hexdigest()[:10]
     return Path(root).expanduser() / f"{verb}-{digest}"
 
 

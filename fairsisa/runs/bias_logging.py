@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 from pytorch_lightning.loggers import WandbLogger
@@ -15,10 +16,13 @@ def log_measures(loggers: Sequence[Logger], report: BiasReport) -> None:
     """Tell every logger the settings and the measures that are numbers, and close it."""
     metrics = dict(_metrics(report))
     for logger in loggers:
-        logger.log_hyperparams(dict(report.settings))
-        if metrics:
-            logger.log_metrics(metrics, step=0)
-        logger.finalize("success")
+        with warnings.catch_warnings():
+            # The same command again measures the same: that its older log goes is no news.
+            warnings.filterwarnings("ignore", message="Experiment logs directory")
+            logger.log_hyperparams(dict(report.settings))
+            if metrics:
+                logger.log_metrics(metrics, step=0)
+            logger.finalize("success")
         if isinstance(logger, WandbLogger):
             logger.experiment.finish()
 

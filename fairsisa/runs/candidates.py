@@ -82,13 +82,13 @@ def _on_disk(name: str) -> bool:
 def _folders(name: str) -> list[Path]:
     if name.endswith(LLAMA2C) and Path(name).expanduser().is_file():
         return [Path(name).expanduser()]
-    if any(sign in name for sign in "*?["):
+    path = Path(name).expanduser()
+    if any(sign in name for sign in "*?[") and not path.is_dir():
         whole = Path(name).expanduser().absolute()
         matches = sorted(Path(whole.anchor).glob(str(whole.relative_to(whole.anchor))))
         if not matches:
             raise ModelError(f"Expected folders that match {name}; there are none.")
         return [each for folder in matches for each in models_in(folder)]
-    path = Path(name).expanduser()
     return models_in(path) if path.is_dir() else [folder_of(name)]
 
 

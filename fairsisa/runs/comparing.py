@@ -13,6 +13,7 @@ from pytorch_lightning.loggers.logger import Logger
 from fairsisa.bias.candidate import CAUSAL, MASKED, Candidate
 from fairsisa.bias.comparing import Floor, compare, floor_of, holm_over, with_floor
 from fairsisa.bias.evaluation import Evaluated
+from fairsisa.errors import ConfigError
 from fairsisa.execution.local import computing_threads
 from fairsisa.report.bias import BiasReport, write_bias
 from fairsisa.runs.behaving import behaviour_row, margin_rows
@@ -71,9 +72,11 @@ def compare_run(
         ConfigError: when there is nothing to compare, or no benchmark suits both.
         FairsisaError: of the kind that fits, when a model or a file cannot be read.
     """
+    if settings.base is None or not settings.other:
+        raise ConfigError("Set base=<model> and other=<model, or a list>: what is to be compared?")
     session = Session(settings, resolved(scoring), paths, directory, judge, on_progress)
     with Run(directory).locked(), computing_threads(scoring.threads):
-        first, *others = session.models([str(settings.base), *settings.other])
+        first, *others = session.models([settings.base, *settings.other])
         corpora = find_corpora(settings, paths)
         base = _asked(session, first)
         floors = _floors(session, first, base) if settings.floor else {}
