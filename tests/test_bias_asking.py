@@ -81,16 +81,16 @@ def test_nothing_is_asked_twice(tmp_path: Path) -> None:
 
 def test_a_killed_command_goes_on_where_it_was(tmp_path: Path) -> None:
     """The third of four parts kills the process: two parts are kept, and only the others are asked again."""
-    for place in (tmp_path / "killed", tmp_path / "whole"):
-        place.mkdir()
     killed = tmp_path / "killed"
+    killed.mkdir()
     assert run_child(killed, 30, 20) == -signal.SIGKILL
     asked = journal(killed)
     assert len(asked) == 24
     (killed / "journal").write_text("")  # so that the same settings do not kill it again
-    assert run_child(killed, 30, 20) == 0
-    assert run_child(tmp_path / "whole", 30) == 0
-    assert sorted(asked[:16] + journal(killed)) == sorted(journal(tmp_path / "whole"))
+    die = readout(killed / "journal", die_after=20)
+    ask_items(CANDIDATE, made_items(30), die, SCORING, store=Store(killed / "store"))
+    ask_items(CANDIDATE, made_items(30), readout(tmp_path / "journal"), SCORING, store=Store(tmp_path / "whole"))
+    assert sorted(asked[:16] + journal(killed)) == sorted(journal(tmp_path))
     names = Store(killed / "store").names("answers")
     values = [Store(killed / "store").get(name).tensors["value"] for name in names]
     assert len(names) == 4

@@ -178,15 +178,15 @@ def test_each_of_many_is_durable_before_the_next_is_taken(ledger):
 
 
 @pytest.mark.slow
-def test_ten_thousand_requests_are_received_and_found_again(ledger):
-    made = ledger.receive_many(ForgetSet([f"e{index}"]) for index in range(10_000))
+def test_thousands_of_requests_are_received_and_found_again(ledger):
+    made = ledger.receive_many(ForgetSet([f"e{index}"]) for index in range(2_000))
     assert ledger.requests() == made
-    assert ledger.forgotten(f"e{index}" for index in range(20_000)) == {
+    assert ledger.forgotten(f"e{index}" for index in range(4_000)) == {
         f"e{index}": request.request_id for index, request in enumerate(made)
     }
     ledger.advance([request.request_id for request in made], "planned", {"shards": [0, 1]})
     ledger.check([ledger.head])
-    assert ledger.head.seq == 20_000
+    assert ledger.head.seq == 4_000
 
 
 def test_ids_in_plain_are_not_shown():
