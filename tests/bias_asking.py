@@ -53,9 +53,12 @@ def readout(journal: Path, **settings: Any) -> Readout:
     return Readout("made", CLASSIFIER, ask, judge, {"journal": str(journal), **settings}, chunk=8)
 
 
+def main(place: Path, count: int, die_after: int) -> None:
+    chosen = readout(place / "journal", die_after=die_after)
+    ask_items(CANDIDATE, made_items(count), chosen, ScoringSettings(), store=Store(place / "store"))
+
+
 if __name__ == "__main__":
-    place, count, extra = Path(sys.argv[1]), int(sys.argv[2]), [int(word) for word in sys.argv[3:]]
-    chosen = readout(place / "journal", **({"die_after": extra[0]} if extra else {}))
-    # What makes it die is no part of what is asked: the name of the answers must not change.
-    told = Readout(chosen.name, chosen.kind, ask, judge, chosen.settings, chosen.chunk)
-    ask_items(CANDIDATE, made_items(count), told, ScoringSettings(), store=Store(place / "store"))
+    import bias_asking  # by its own name, which answers are named after
+
+    bias_asking.main(Path(sys.argv[1]), *map(int, sys.argv[2:]))
