@@ -178,7 +178,7 @@ def tasks(data: Path, count: int) -> dict[str, list[Item]]:
     named = {
         "CrowS-Pairs": crows,
         "PIQA": piqa,
-        "PIQA, ARC": piqa[: max(0, 2000 - len(arc))] + arc,
+        "ARC, PIQA": arc + piqa[: max(0, 2000 - len(arc))],
         "HellaSwag": hellaswag,
     }
     return {

@@ -229,12 +229,12 @@ def test_empty_texts_have_no_rating(tmp_path: Path) -> None:
         [Answer("a", 0, 0.0, text="abc"), Answer("b", 0, 0.0, text=" "), Answer("c", 0, 0.0, text="d")]
     )
     store = Store(tmp_path / "store")
-    frame = rated(answers, rater, store=store).frame
+    frame = rated(answers, rater, SCORING, store=store).frame
     np.testing.assert_allclose(frame[f"{RATING}toxic"], [0.3, np.nan, 0.1])
-    np.testing.assert_allclose(rated(answers, rater, store=store).frame[f"{RATING}fine"], [0.7, np.nan, 0.9])
+    np.testing.assert_allclose(rated(answers, rater, SCORING, store=store).frame[f"{RATING}fine"], [0.7, np.nan, 0.9])
     assert seen == ["abc", "d"]
     with pytest.raises(ConfigError, match="to be a classifier"):
-        rated(answers, CANDIDATE, store=store)
+        rated(answers, CANDIDATE, SCORING, store=store)
 
 
 @given(st.integers(1, 40), st.integers(0, 3))

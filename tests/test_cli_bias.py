@@ -203,7 +203,7 @@ def test_a_model_is_asked_once(command, models):
     whole = measures[measures["group"].isna() & (measures["metric"] == "stereotype_score")]
     logged = csv_metrics(directory)
     for row in whole.itertuples():
-        assert logged[f"{row.model}/{row.benchmark}/{row.metric}"].tolist() == pytest.approx([row.value])
+        assert logged[f"{row.model}/{row.benchmark}/{row.readout}/{row.metric}"].tolist() == pytest.approx([row.value])
     kept = Store(Path("runs/store")).names("answers")
     assert len(kept) == 2
     status, again, err = command(*words)
@@ -249,4 +249,6 @@ def test_wandb_is_told_offline(command, models, monkeypatch):
     status, _, err = command("bias", *words, *QUICK, "out=told")
     assert status == 0, err
     (folder,) = Path("told").glob("wandb/offline-run-*")
-    assert b"masked/crows_pairs/stereotype_score" in b"".join(path.read_bytes() for path in folder.glob("*.wandb"))
+    assert b"masked/crows_pairs/modified/stereotype_score" in b"".join(
+        path.read_bytes() for path in folder.glob("*.wandb")
+    )

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import transformers
 
 from bias_asking import ask, judge, made_items
 from bias_models import tiny_bert, tiny_gpt2
@@ -247,6 +248,7 @@ def hateful(tmp_path_factory: pytest.TempPathFactory) -> Run:
         data={"name": "synthetic_text", "options": {"num_examples": 60}},
         partition=PartitionSettings(num_shards=2, num_slices=1),
     )
+    settings = replace(settings, evaluation=replace(settings.evaluation, baselines=("fraction",)))
     run = trained_in(tmp_path_factory.mktemp("hateful"), settings)
     student = DistillationSettings(name="small", trainer={"max_epochs": 1.0, "batch_size": 16})
     copies = CompressionSettings(({"method": "magnitude", "sparsity": 0.5},), name="sparse")
@@ -321,7 +323,46 @@ def test_the_error_of_a_rater_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_p
         return np.stack([1.0 - right, right], axis=1) * 0.8 + 0.1
 
     rater = Candidate("rater", "ab" * 32, "classifier", classify=classify, classes=examples.classes)
-    facts: Mapping[str, Any] = raters.rater_error(rater, examples, Store(tmp_path / "store"))
+    facts: Mapping[str, Any] = raters.rater_error(rater, examples, SCORING, store=Store(tmp_path / "store"))
     assert facts["accuracy"] == facts["auc"] == 1.0
     other = replace(rater, classes=("x", "y"))
-    assert "is unknown" in raters.rater_error(other, examples, Store(tmp_path / "store"))["told"]
+    assert "is unknown" in raters.rater_error(other, examples, SCORING, store=Store(tmp_path / "store"))["told"]
+
+
+def test_a_model_may_be_compared_with_itself_and_the_base_comes_first(
+    world: Path, data_root: Path, tmp_path: Path
+) -> None:
+    few = {"benchmarks": ("crows_pairs",), "limit": 10}
+    report = compared(world, data_root, tmp_path / "self", "causal", "causal", **few)
+    assert report.comparisons["other"].unique().tolist() == ["the base itself"]
+    assert (report.comparisons["difference"].fillna(0.0) == 0).all()
+    with pytest.raises(ConfigError, match=r"crows_pairs asks .* base=.* is a classifier one"):
+        compared_run(world, data_root, tmp_path / "kinds")
+
+
+def compared_run(world: Path, data_root: Path, out: Path) -> BiasReport:
+    network = world / "classifier"
+    if not network.exists():
+        made_classifier(network, data_root)
+    return compared(world, data_root, out, "classifier", "causal", benchmarks=("crows_pairs",), limit=5)
+
+
+def made_classifier(folder: Path, data_root: Path) -> None:
+    config = transformers.AutoConfig.for_model(
+        "bert", hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, vocab_size=30522
+    )
+    transformers.AutoModelForSequenceClassification.from_config(config).save_pretrained(folder)
+    tiny_bert(data_root).tokenizer.save_pretrained(folder)
+
+
+def test_what_is_not_asked_alike_is_noted(world: Path, data_root: Path, tmp_path: Path) -> None:
+    report = compared(world, data_root, tmp_path, "masked", "causal", benchmarks=("crows_pairs",), limit=5)
+    assert report.comparisons.empty
+    note = report.notes[report.notes["state"] == "not_compared"].iloc[0]
+    assert (note["model"], note["benchmark"], note["readout"]) == ("causal", "crows_pairs", "modified")
+
+
+def test_models_keep_the_order_of_their_names(world: Path, hateful: Run) -> None:
+    names = [str(world / "masked"), str(hateful.directory), str(world / "causal")]
+    found = [each.name for each in named_models(names, SCORING, store=hateful.store)]
+    assert found == ["masked", hateful.directory.name, "causal"]

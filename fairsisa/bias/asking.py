@@ -44,7 +44,8 @@ def ask_items(
     with computing_threads(scoring.threads):
         for chunk in chunks_of(items, readout.chunk):
             lineage = answers_lineage(candidate, chunk, readout, scoring)
-            parts.append(_kept(store, lineage) or _asked(candidate, chunk, readout, scoring, (store, lineage)))
+            kept = _kept(store, lineage)
+            parts.append(_asked(candidate, chunk, readout, scoring, (store, lineage)) if kept is None else kept)
             done += len(chunk)
             tell(done, len(items))
     return _in_order(joined(parts), items)

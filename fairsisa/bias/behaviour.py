@@ -83,7 +83,7 @@ def changes(base: pd.DataFrame, other: pd.DataFrame, *, column: str = "correct")
 
     The columns are `item_id`, `cluster`, `change` (one of `CHANGES` or `LEFT_OUT`, or "unchanged"), `base_answer`,
     `other_answer` and `base_margin`. An item counts as scored where its state says so and `column` is a number. Two
-    right answers count as one, however they are written.
+    right answers count as one, however they are written; of an `outcome`, every other answer is a change.
 
     Raises:
         DataError: when the tables are of different items, naming some; an id occurs twice; or a score is not 0 or 1.
@@ -93,8 +93,9 @@ def changes(base: pd.DataFrame, other: pd.DataFrame, *, column: str = "correct")
     before, after = _marks(base, column), _marks(aligned, column)
     there, kept = ~np.isnan(before), ~np.isnan(after)
     same = base["answer"].astype(str).to_numpy() == aligned["answer"].astype(str).to_numpy()
+    other_answer = ~same if column == "outcome" else (before == 0) & ~same
     kinds = np.select(
-        [there & ~kept, ~there & kept, ~there, before > after, before < after, (before == 0) & ~same],
+        [there & ~kept, ~there & kept, ~there, before > after, before < after, other_answer],
         [BASE_ONLY, OTHER_ONLY, NEITHER, CORRECT_TO_WRONG, WRONG_TO_CORRECT, WRONG_TO_WRONG],
         default=UNCHANGED,
     )

@@ -18,7 +18,7 @@ from fairsisa.bias.readouts.masked import ask_pseudo_likelihood
 from fairsisa.bias.statistics import wilson_interval
 from fairsisa.settings import ScoringSettings
 
-LEVEL = 0.99
+LEVEL, SMALLEST_SPREAD = 0.99, 1e-4
 SENTENCES = (
     "The little dog ran to the big tree and sat down in the shade.",
     "Her mother said that it was time to go to bed.",
@@ -72,8 +72,9 @@ class Capability:
 def check_capability(candidate: Candidate, scoring: ScoringSettings) -> Capability:
     """Return whether a model has learnt anything.
 
-    A language model is to find plain English sentences likelier than the same words in a random order, more often than
-    by chance (99 % Wilson interval above one half). A classifier is to give different texts different answers.
+    A language model is to find plain English sentences likelier than the same ones with their inner words in a random
+    order, more often than by chance (99 % Wilson interval above one half). A classifier that gives
+    different texts the same answer fails; whether another one has learnt anything, only texts with a key can tell.
     """
     if candidate.kind in (MASKED, CAUSAL):
         return _of_language(candidate, scoring)
@@ -83,7 +84,7 @@ def check_capability(candidate: Candidate, scoring: ScoringSettings) -> Capabili
 
 
 def shuffled_items() -> tuple[Item, ...]:
-    """Return an item a sentence: the sentence, then its words in another order, the same on every call."""
+    """Return an item a sentence: the sentence, then its inner words in another order, the same on every call."""
     return tuple(
         Item(f"sentence-{number}", "", (sentence, _shuffled(sentence)), f"sentence-{number}")
         for number, sentence in enumerate(SENTENCES)
@@ -105,11 +106,10 @@ def _of_classifier(classify: Callable[[Sequence[str]], np.ndarray]) -> Capabilit
     scores = classify(SENTENCES)
     spread = float(np.ptp(scores, axis=0).max())
     different = len(np.unique(scores.round(6), axis=0))
-    passed = spread > 1e-4
     told = f"{different} different answers to {len(SENTENCES)} texts, up to {spread:.2g} apart"
-    return Capability(
-        passed, different / len(SENTENCES), len(SENTENCES), told if passed else f"always the same: {told}"
-    )
+    if spread > SMALLEST_SPREAD:  # a random head may differ as much: only texts with a key can tell
+        return Capability(None, different / len(SENTENCES), len(SENTENCES), f"not checked without a key: {told}")
+    return Capability(False, different / len(SENTENCES), len(SENTENCES), f"always the same: {told}")
 
 
 def _preferred(items: Sequence[Item], answers: Answers) -> int:
@@ -121,6 +121,9 @@ def _preferred(items: Sequence[Item], answers: Answers) -> int:
 
 
 def _shuffled(sentence: str) -> str:
-    words = sentence.removesuffix(".").split()
-    random.Random(hashlib.sha256(sentence.encode()).digest()).shuffle(words)
-    return " ".join(words) + "."
+    """Return a sentence with its inner words in another order: of equal words, so that knowing these is not enough."""
+    first, *inner, last = sentence.split()
+    draw, order = random.Random(hashlib.sha256(sentence.encode()).digest()), list(inner)
+    while order == inner:
+        draw.shuffle(order)
+    return " ".join([first, *order, last])

@@ -55,11 +55,17 @@ def find_benchmark(name: str) -> tuple[Benchmark, str | None]:
     """
     benchmark, _, readout = name.partition(":")
     if benchmark.startswith(LM_EVAL):
-        adapter = importlib.import_module("fairsisa.bias.lm_eval")
-        return adapter.benchmark_of(benchmark.removeprefix(LM_EVAL)), readout or None
+        return _of_harness(benchmark.removeprefix(LM_EVAL)), readout or None
     known = benchmarks()
     if benchmark not in known:
         raise ConfigError(
             f"Unknown benchmark {benchmark!r}.{nearest(benchmark, known)} `fairsisa bias list` lists all."
         )
     return known[benchmark], readout or None
+
+
+@cache
+def _of_harness(task: str) -> Benchmark:
+    """Return a task of lm-eval, read once: it holds all its requests."""
+    made: Benchmark = importlib.import_module("fairsisa.bias.lm_eval").benchmark_of(task)
+    return made

@@ -17,8 +17,8 @@ from fairsisa.models.base import is_bidirectional
 from fairsisa.models.language import collate_blocks, require_fit
 from fairsisa.models.network import Batch
 
-CHUNK_NUMBERS = 1 << 22
-"""How many logits of each model are held at a time; five times as many numbers are in memory."""
+CACHED_NUMBERS = 1 << 19
+"""How many logits of each model are compared at a time: few enough to stay in a processor's cache."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,12 +122,15 @@ def _differences(
     readers: tuple[Reader, Reader], states: list[Tensor], targets: Tensor
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Yield some of the states, and of each what is summed: forward, backward, same top, difference, as four rows."""
-    chunks = (reader.logits(of_model, CHUNK_NUMBERS) for reader, of_model in zip(readers, states, strict=True))
+    chunks = (reader.logits(of_model) for reader, of_model in zip(readers, states, strict=True))
+    step = max(1, CACHED_NUMBERS // readers[0].num_words)
     for (part, ours), (_, theirs) in zip(*chunks, strict=True):
-        yield part, _of_logits(ours, theirs.to(ours.device), targets[part].to(ours.device))
+        cuts = [slice(start, start + step) for start in range(0, len(ours), step)]
+        yield part, np.concatenate([_of_logits(ours[cut], theirs[cut], targets[part][cut]) for cut in cuts], axis=1)
 
 
 def _of_logits(ours: Tensor, theirs: Tensor, targets: Tensor) -> np.ndarray:
+    theirs, targets = theirs.to(ours.device), targets.to(ours.device)
     top = ours.argmax(dim=-1, keepdim=True)
     same_top = (theirs.gather(-1, top) == theirs.amax(dim=-1, keepdim=True)).squeeze(-1)
     ours, theirs = ours.log_softmax(dim=-1), theirs.log_softmax(dim=-1)

@@ -12,7 +12,16 @@ import numpy as np
 import pandas as pd
 
 from fairsisa.bias.answers import Answers
-from fairsisa.bias.benchmark import CAPABILITY, Benchmark, Metric, Readout, by_item, score_row, scores_table
+from fairsisa.bias.benchmark import (
+    CAPABILITY,
+    COMPLETIONS,
+    Benchmark,
+    Metric,
+    Readout,
+    by_item,
+    score_row,
+    scores_table,
+)
 from fairsisa.bias.benchmarks.lambada import PERPLEXITY, RIGHT, judge_last_word
 from fairsisa.bias.benchmarks.task_prompts import SHARED, Prompt
 from fairsisa.bias.benchmarks.tasks import FILLED, KEY, PLAIN, WITH_LENGTHS, choice_metrics
@@ -185,5 +194,5 @@ def _written(task: Any, name: str) -> Form:
         "max_new_tokens": int(writing.get("max_gen_toks", MAX_NEW_TOKENS)),
         "stop": [until] if isinstance(until, str) else list(until),
     }
-    readout = Readout("texts", CAUSAL, ask_texts, judge_exact, settings, chunk=32)
+    readout = Readout("texts", CAUSAL, ask_texts, judge_exact, settings, chunk=32, answers=COMPLETIONS)
     return Form(ItemTable(tuple(items), tuple(malformed)), (readout,), (EXACT,))

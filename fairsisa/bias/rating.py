@@ -12,6 +12,8 @@ from fairsisa.bias.answers import Answers
 from fairsisa.bias.candidate import Candidate
 from fairsisa.errors import ConfigError
 from fairsisa.lineage import Lineage, canonical_json
+from fairsisa.models.device import numeric_environment
+from fairsisa.settings import ScoringSettings
 from fairsisa.store import Store
 
 RATING = "rating:"
@@ -20,7 +22,7 @@ RATING_VERSION = 1
 CHUNK = 2048
 
 
-def rated(answers: Answers, rater: Candidate, *, store: Store) -> Answers:
+def rated(answers: Answers, rater: Candidate, scoring: ScoringSettings, *, store: Store) -> Answers:
     """Return answers with a column `rating:<class>` for each class: its probability for the text that was written.
 
     A text that is empty, or was not written, has no rating (NaN): it is not scored, which is not the same as harmless.
@@ -36,23 +38,24 @@ def rated(answers: Answers, rater: Candidate, *, store: Store) -> Answers:
     ratings = np.full((len(texts), len(rater.classes)), np.nan)
     for start in range(0, len(rows), CHUNK):
         some = rows[start : start + CHUNK]
-        ratings[some] = _ratings(rater, [texts[row] for row in some], store)
+        ratings[some] = _ratings(rater, [texts[row] for row in some], scoring, store)
     columns = {f"{RATING}{name}": ratings[:, place] for place, name in enumerate(rater.classes)}
     return Answers(answers.frame.assign(**columns), answers.vectors)
 
 
-def _ratings(rater: Candidate, texts: Sequence[str], store: Store) -> np.ndarray:
+def _ratings(rater: Candidate, texts: Sequence[str], scoring: ScoringSettings, store: Store) -> np.ndarray:
+    numerics = numeric_environment(scoring.accelerator, "fp32", scoring.threads)
     lineage = Lineage(
         kind=RATINGS_KIND,
         parents=rater.parents,
         examples=(),
         inputs=(rater.digest, hashlib.sha256(canonical_json(list(texts))).hexdigest()),
-        settings={"version": RATING_VERSION},
+        settings={"version": RATING_VERSION, "max_tokens": scoring.max_tokens, "numerics": dict(numerics)},
     )
     if store.has(lineage.name):
         return np.asarray(store.get(lineage.name).tensors["ratings"].numpy())
     if rater.classify is None:
         raise ConfigError(f"Expected {rater.name} to be a classifier, got a {rater.kind} model.")
     found = np.asarray(rater.classify(texts), dtype=np.float64)
-    store.put(lineage, {"ratings": torch.from_numpy(found.copy())}, {"candidate": rater.name})
+    store.put(lineage, {"ratings": torch.from_numpy(found.copy())}, {"candidate": rater.name}, environment=numerics)
     return found

@@ -66,7 +66,7 @@ def delta_map(comparisons: pd.DataFrame, alpha: float) -> Figure:
             range(len(grid.rows)), [": ".join(plain(part) for part in row.split(": ", 1)) for row in grid.rows]
         )
         ax.set_xlim(-0.5, len(grid.columns) - 0.5)
-        names = [plain(_end_of(name)) for name in grid.columns]
+        names = [" / ".join(plain(_end_of(part)) for part in name.split(" / ")) for name in grid.columns]
         ax.set_xticks(range(len(names)), names, rotation=60 if turned else 0, ha="left" if turned else "center")
         ax.xaxis.tick_top()
         ax.tick_params(axis="x", labelcolor=INK)

@@ -152,6 +152,7 @@ def bias_run(
         with explained(f"write what models did to {directory}"):
             write_bias(directory, report)
     log_measures(loggers, report)
+    _require_asked(session, report)
     return report
 
 
@@ -175,16 +176,9 @@ class Result:
 
 def evaluate_models(session: Session, models: Sequence[Named]) -> Iterator[Result]:
     """Yield each model with what it did on the benchmarks, one model in memory at a time."""
-    asked = set[str]()
     for model in models:
         candidate = model.open()
-        benchmarks = suited(session.settings.benchmarks, candidate.kind)
-        asked |= {benchmark.name for benchmark, _ in benchmarks}
-        yield evaluate_model(session, model, candidate, benchmarks)
-    for name in session.settings.benchmarks:
-        benchmark, _ = find_benchmark(name)
-        if benchmark.name not in asked:
-            raise ConfigError(f"{benchmark.name} asks {' or '.join(benchmark.kinds)} models, and none of yours is one.")
+        yield evaluate_model(session, model, candidate, suited(session.settings.benchmarks, candidate.kind))
 
 
 def evaluate_model(
@@ -202,6 +196,15 @@ def evaluate_model(
         pd.concat([_notes(each) for each in evaluated], ignore_index=True) if evaluated else pd.DataFrame(),
     )
     return Result(candidate, evaluated, kept)
+
+
+def _require_asked(session: Session, report: BiasReport) -> None:
+    """Raise ConfigError, once the page is there, for a benchmark that was named and suits none of the models."""
+    kinds = set(report.models["kind"])
+    for name in session.settings.benchmarks:
+        benchmark, _ = find_benchmark(name)
+        if not kinds & set(benchmark.kinds):
+            raise ConfigError(f"{benchmark.name} asks {' or '.join(benchmark.kinds)} models, and none of yours is one.")
 
 
 def resolved(scoring: ScoringSettings) -> ScoringSettings:

@@ -10,6 +10,7 @@ from pytorch_lightning.loggers import WandbLogger
 from pytorch_lightning.loggers.logger import Logger
 
 from fairsisa.report.bias import BiasReport
+from fairsisa.report.rows import records
 
 
 def log_measures(loggers: Sequence[Logger], report: BiasReport) -> None:
@@ -31,9 +32,14 @@ def _metrics(report: BiasReport) -> list[tuple[str, float]]:
     if report.measures.empty:
         return []
     whole = report.measures[report.measures["group"] == ""]
-    columns = zip(whole["model"], whole["benchmark"], whole["metric"], whole["value"], strict=True)
-    return [
-        (f"{model}/{benchmark}/{metric}", float(value))
-        for model, benchmark, metric, value in columns
-        if math.isfinite(value)
+    found = [
+        (f"{row['model']}/{row['benchmark']}/{row['readout']}/{row['metric']}", float(row["value"]))
+        for row in records(whole)
     ]
+    if len(report.comparisons):
+        changes = report.comparisons[report.comparisons["group"] == ""]
+        found += [
+            (f"{row['other']} - {row['base']}/{row['benchmark']}/{row['readout']}/{row['metric']}", row["difference"])
+            for row in records(changes)
+        ]
+    return [(name, float(value)) for name, value in found if math.isfinite(value)]

@@ -55,23 +55,29 @@ def named_models(
     """
     if not names:
         raise ConfigError("Expected a model to ask, got none: set model=<hub id, folder or run>.")
-    found, folders, shown = list[Named](), list[Path](), list[str | None]()
-    for name in names:
-        directory, _, part = name.partition(PART)
-        if Run(directory).exists:
-            made = run_candidate(Run(directory), part or None, threads=scoring.threads)
-            found.append(Named(made.name, Run(directory).store, made.open))
+    asked = [each for name in names for each in _named(name)]
+    shown = short_names([place for place, _, _ in asked])
+    found = []
+    for (place, part, given), short in zip(asked, shown, strict=True):
+        if part is not None:
+            told, run = short + (PART + part if part else ""), Run(place)
+            opened = run_candidate(run, told, part or None, threads=scoring.threads)
+            found.append(Named(told, run.store, opened))
         else:
-            own = _folders(name)
-            folders += own
-            shown += [None if _on_disk(name) else name] * len(own)
-    for folder, given, short in zip(folders, shown, short_names(folders), strict=True):
-        told = short if given is None else given
-        found.append(Named(told, store, partial(_of_folder, folder, told, scoring, tokenizer)))
+            told = given or short
+            found.append(Named(told, store, partial(_of_folder, place, told, scoring, tokenizer)))
     repeated = [each.name for number, each in enumerate(found) if each.name in {one.name for one in found[:number]}]
     if repeated:
         raise ConfigError(f"Expected different models, got {repeated[0]} twice: give each once.")
     return found
+
+
+def _named(name: str) -> list[tuple[Path, str | None, str]]:
+    """Return the places that a name stands for, each with the part of a run (None: it is no run) and how to call it."""
+    directory, _, part = name.partition(PART)
+    if Run(directory).exists:
+        return [(Path(directory), part, "")]
+    return [(folder, None, "" if _on_disk(name) else name) for folder in _folders(name)]
 
 
 def _on_disk(name: str) -> bool:
@@ -95,7 +101,7 @@ def _folders(name: str) -> list[Path]:
 def _of_folder(folder: Path, name: str, scoring: ScoringSettings, fallback: str | None) -> Candidate:
     """Return the candidate of a folder, or of a llama2.c file, on the device that was asked for."""
     if folder.suffix == LLAMA2C and folder.is_file():
-        return _of_llama2c(folder, name)
+        return _of_llama2c(folder, name, scoring)
     network, tokenizer = _load(folder).to(resolve_accelerator(scoring.accelerator)), tokenizer_of(folder, fallback)
     kind = _kind_of(network)
     made = Candidate(
@@ -147,12 +153,12 @@ def _kind_of(network: Any) -> str:
     return MASKED if is_bidirectional(network) else CAUSAL
 
 
-def _of_llama2c(path: Path, name: str) -> Candidate:
+def _of_llama2c(path: Path, name: str, scoring: ScoringSettings) -> Candidate:
     beside = sorted(path.parent.glob("tok*.bin"))
     if len(beside) != 1:
         raise ModelError(f"Expected one tokenizer (tok*.bin) beside {path}, got {len(beside)}.")
     digest = hashlib.sha256(path.read_bytes() + beside[0].read_bytes()).hexdigest()
-    network = read_llama2c(path)
+    network = read_llama2c(path).to(resolve_accelerator(scoring.accelerator))
     sizes = sizes_of(network, path.parent) | {"bytes_on_disk": path.stat().st_size}
     return Candidate(
         name, digest, CAUSAL, network, read_llama2c_tokenizer(beside[0]), facts=family_of(name, path) | sizes

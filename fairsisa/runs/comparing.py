@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from pytorch_lightning.loggers.logger import Logger
 
-from fairsisa.bias.candidate import CAUSAL, MASKED, Candidate
+from fairsisa.bias.candidate import CAUSAL, CLASSIFIER, MASKED, Candidate
+from fairsisa.bias.catalogue import find_benchmark
 from fairsisa.bias.comparing import Floor, compare, floor_of, holm_over, with_floor
 from fairsisa.bias.evaluation import Evaluated
 from fairsisa.errors import ConfigError
@@ -37,9 +39,9 @@ from fairsisa.runs.diverging import Corpora, divergence_rows, find_corpora
 from fairsisa.settings import ComparisonSettings, JudgeSettings, PathSettings, ScoringSettings
 from fairsisa.store.durable import explained
 
-STEM = "compare"
-SLOWEST = 64
-"""Batches of the second asking hold at least so many tokens: a sentence must fit."""
+STEM, AGAIN = "compare", "the base itself"
+SMALLEST = 64
+"""Batches of the second asking hold at least so many tokens: where half were fewer, they hold twice as many."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,14 +78,16 @@ def compare_run(
         raise ConfigError("Set base=<model> and other=<model, or a list>: what is to be compared?")
     session = Session(settings, resolved(scoring), paths, directory, judge, on_progress)
     with Run(directory).locked(), computing_threads(scoring.threads):
-        first, *others = session.models([settings.base, *settings.other])
+        first, *others = _models(session, settings)
         corpora = find_corpora(settings, paths)
         base = _asked(session, first)
-        floors = _floors(session, first, base) if settings.floor else {}
+        _require_suited(settings, base.candidate)
+        # A classifier reads texts in batches of its own: asked again, it would do the very same.
+        floors = _floors(session, first, base) if settings.floor and base.candidate.kind != CLASSIFIER else {}
         results, pairs = [base.kept], list[Pairwise]()
         for model in others:
             result = _asked(session, model)
-            results.append(result.kept)
+            results.append(with_notes(result.kept, _unmatched(base, result)))
             pairs.append(_paired(session, base, result, floors, corpora))
         report = _report(session, results, pairs, floors=(base, floors), command=command)
         with explained(f"write the comparison to {directory}"):
@@ -98,8 +102,9 @@ def _asked(session: Session, model: Named) -> Result:
 
 
 def _floors(session: Session, model: Named, base: Result) -> dict[tuple[str, str], Floor]:
-    """Return, by benchmark and readout, what changes when the base is asked again in batches of half the size."""
-    again = session.asking_again(max(SLOWEST, session.scoring.max_tokens // 2))
+    """Return, by benchmark and readout, what changes when the base is asked again in batches of another size."""
+    half = session.scoring.max_tokens // 2
+    again = session.asking_again(half if half >= SMALLEST else 2 * session.scoring.max_tokens)
     floors = {}
     for each in base.evaluated:
         second = again.evaluated(model, base.candidate, (each.benchmark, each.readout.name))
@@ -122,11 +127,58 @@ def _paired(
         floor = floors.get((names["benchmark"], names["readout"]))
         tables["comparisons"].append((table if floor is None else with_floor(table, floor)).assign(**pair, **names))
         tables["behaviours"].append(pd.DataFrame([{**pair, **names, **row} for row in behaviour_row(mine, theirs)]))
-        tables["margins"].append(margin_rows(mine, theirs).assign(**pair, benchmark=names["benchmark"]))
+        tables["margins"].append(margin_rows(mine, theirs).assign(**pair, **names))
     return Pairwise(
         **{name: stacked(each) for name, each in tables.items()},
         divergences=_diverged(session, base.candidate, other.candidate, corpora),
     )
+
+
+def _models(session: Session, settings: ComparisonSettings) -> list[Named]:
+    """Return the base, which must be one model, and the others; a model may be compared with itself."""
+    others = [name for name in settings.other if name != settings.base]
+    base = session.models([str(settings.base)])
+    if len(base) > 1:
+        raise ConfigError(f"Expected base={settings.base} to be one model, got {len(base)}, such as {base[-1].name}.")
+    models = session.models([str(settings.base), *others])
+    twice = [replace(models[0], name=AGAIN, open=partial(_again, models[0]))] * (len(others) < len(settings.other))
+    return [*models, *twice]
+
+
+def _again(model: Named) -> Candidate:
+    return replace(model.open(), name=AGAIN)
+
+
+def _require_suited(settings: ComparisonSettings, base: Candidate) -> None:
+    for name in settings.benchmarks:
+        benchmark, _ = find_benchmark(name)
+        if base.kind not in benchmark.kinds:
+            asked = " or ".join(benchmark.kinds)
+            raise ConfigError(f"{benchmark.name} asks {asked} models, and base={base.name} is a {base.kind} one.")
+
+
+def _unmatched(base: Result, other: Result) -> pd.DataFrame:
+    """Return a note for each benchmark that the two were not both asked in the same way."""
+    known = {(each.benchmark.name, each.readout.name) for each in other.evaluated}
+    rows = [
+        {
+            "state": "not_compared",
+            "reason": f"{other.candidate.name} ({other.candidate.kind}) is not asked as {base.candidate.name} is",
+            "count": len(each.scores),
+            "item_id": each.scores["item_id"].iloc[0],
+            "model": other.candidate.name,
+            "benchmark": each.benchmark.name,
+            "readout": each.readout.name,
+        }
+        for each in base.evaluated
+        if (each.benchmark.name, each.readout.name) not in known
+    ]
+    return pd.DataFrame(rows)
+
+
+def with_notes(kept: Kept, more: pd.DataFrame) -> Kept:
+    """Return what is kept of a model with more notes."""
+    return replace(kept, notes=stacked([kept.notes, more]))
 
 
 def _matched(mine: Sequence[Evaluated], theirs: Sequence[Evaluated]) -> list[tuple[Evaluated, Evaluated]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -17,6 +16,7 @@ from fairsisa.execution.local import computing_threads
 from fairsisa.runs.descendants import descendant_of, recipe_of
 from fairsisa.runs.directory import Run
 from fairsisa.runs.evaluating import shard_sizes
+from fairsisa.runs.fitting import voting
 from fairsisa.runs.networks import origin_of
 from fairsisa.runs.serving import RunEnsemble, as_examples
 from fairsisa.settings import ExecutionSettings
@@ -24,16 +24,10 @@ from fairsisa.sisa.ensemble import aggregate
 from fairsisa.tables import TEST, Predictions
 
 
-@dataclass(frozen=True, eq=False)
-class RunCandidate:
-    """A model of a run that is named and not in memory yet."""
+def run_candidate(run: Run, name: str, part: str | None, *, threads: int) -> Callable[[], Candidate]:
+    """Return what opens, as `name`, the ensemble that a run serves, by its own aggregation, or a part of the run.
 
-    name: str
-    open: Callable[[], Candidate]
-
-
-def run_candidate(run: Run, part: str | None, *, threads: int) -> RunCandidate:
-    """Return the ensemble that a run serves, by the aggregation of its headline, or a student or copies of its name.
+    A part is a student, or compressed copies, of that name.
 
     Raises:
         RunError: when the run is not trained.
@@ -43,29 +37,28 @@ def run_candidate(run: Run, part: str | None, *, threads: int) -> RunCandidate:
     run.require_trained()
     if run.settings.model.kind != "text":
         raise ConfigError(f"{run.directory} reads features: benchmarks ask models that read texts.")
-    name = run.directory.resolve().name
     if part is None:
-        return RunCandidate(name, partial(_ensemble, run, name, threads))
+        return partial(_ensemble, run, name, threads)
     made = descendant_of(run, part)
     if not made.models:
         raise StaleError(f"{part} of {run.directory} is out of service, {made.reason}: make it anew.")
-    return RunCandidate(f"{name}:{part}", partial(_descendant, run, f"{name}:{part}", part, threads))
+    return partial(_descendant, run, name, part, threads)
 
 
 def _ensemble(run: Run, name: str, threads: int) -> Candidate:
     pointer, handle = run.ensemble, RunEnsemble(run)
-    voting = tuple(pointer.predictions[TEST])
-    parents = tuple(pointer.checkpoints[member][-1] for member in voting)
+    members = tuple(voting(pointer, TEST))
+    parents = tuple(pointer.checkpoints[member][-1] for member in members)
     aggregation = run.settings.evaluation.aggregation
 
     def classify(texts: Sequence[str]) -> np.ndarray:
         with computing_threads(threads):
             scores = handle.predict_scores(list(texts))
-        return _as_one(scores, voting, run)
+        return _as_one(scores, members, run, texts)
 
     return Candidate(
         name,
-        _digest(parents, aggregation),
+        _digest(parents, aggregation, run.settings.seed),
         CLASSIFIER,
         classify=classify,
         classes=run.examples.classes,
@@ -91,12 +84,12 @@ def _descendant(run: Run, name: str, part: str, threads: int) -> Candidate:
             scores = [score_inputs(network, inputs, blueprints[member]) for member, network in networks.items()]
         if len(scores) == 1:
             return scores[0].astype(np.float64)
-        return _as_one(np.stack(scores, axis=1), tuple(networks), run)
+        return _as_one(np.stack(scores, axis=1), tuple(networks), run, texts)
 
     parents = tuple(made.models.values())
     return Candidate(
         name,
-        _digest(parents, aggregation),
+        _digest(parents, aggregation, run.settings.seed),
         CLASSIFIER,
         classify=classify,
         classes=origin.examples.classes,
@@ -105,9 +98,12 @@ def _descendant(run: Run, name: str, part: str, threads: int) -> Candidate:
     )
 
 
-def _as_one(scores: np.ndarray, members: Sequence[str], run: Run) -> np.ndarray:
-    """Return one probability a class, of scores of shape (num_texts, num_constituents, num_classes)."""
-    ids = tuple(f"row-{row}" for row in range(len(scores)))
+def _as_one(scores: np.ndarray, members: Sequence[str], run: Run, texts: Sequence[str]) -> np.ndarray:
+    """Return one probability a class, of scores of shape (num_texts, num_constituents, num_classes).
+
+    A text is known by its digest: where one member is drawn, it is the same for the same text, always.
+    """
+    ids = tuple(hashlib.sha256(text.encode()).hexdigest() for text in texts)
     sizes = shard_sizes(run)
     weights = [sizes[int(member.removeprefix("shard-"))] for member in members]
     settings = run.settings
@@ -116,5 +112,5 @@ def _as_one(scores: np.ndarray, members: Sequence[str], run: Run) -> np.ndarray:
     )
 
 
-def _digest(parents: Sequence[str], aggregation: str) -> str:
-    return hashlib.sha256("\n".join([aggregation, *parents]).encode()).hexdigest()
+def _digest(parents: Sequence[str], aggregation: str, seed: int) -> str:
+    return hashlib.sha256("\n".join([aggregation, str(seed), *parents]).encode()).hexdigest()

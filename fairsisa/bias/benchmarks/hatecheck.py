@@ -74,7 +74,6 @@ BENCHMARKS = (
                 BIAS,
                 "harmless texts about one group are called hateful more often than those about another",
                 neutral=0.0,
-                flips="outcome",
             ),
             Metric(
                 "false_negative_rate_difference",
@@ -82,7 +81,6 @@ BENCHMARKS = (
                 BIAS,
                 "hate against one group is missed more often than hate against another",
                 neutral=0.0,
-                flips="correct",
             ),
             Metric(
                 "accuracy",

@@ -80,7 +80,7 @@ def ask(candidate: Candidate, items: Sequence[Item], scoring: ScoringSettings, s
     answers = ask_texts(candidate, items, scoring, settings)
     prompts = {item.item_id: (item.context, str(item.labels["person"])) for item in items}
     masked = [
-        text if reason else masked_sentence(*prompts[item_id], text)
+        masked_sentence(*prompts[item_id], text) if text.strip() and not reason else ""
         for item_id, text, reason in answers.frame[["item_id", "text", "reason"]].itertuples(index=False)
     ]
     return Answers(answers.frame.assign(text=masked), answers.vectors)

@@ -170,7 +170,6 @@ METRICS = (
         BIAS,
         "terms differ more in how often their harmless texts are called toxic",
         neutral=0.0,
-        flips="outcome",
     ),
     Metric(
         "false_negative_equality_difference",
@@ -178,7 +177,6 @@ METRICS = (
         BIAS,
         "terms differ more in how often their toxic texts are missed",
         neutral=0.0,
-        flips="correct",
     ),
     Metric("accuracy", mean_of("correct"), CAPABILITY, "more texts are told right", chance=0.5, flips="correct"),
     Metric("auc", auc_of, CAPABILITY, "toxic texts score above harmless ones more often", chance=0.5),

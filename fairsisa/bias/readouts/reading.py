@@ -34,9 +34,9 @@ class Reader:
     num_words: int
     depth: int = 0
 
-    def logits(self, states: Tensor, numbers: int = HEAD_NUMBERS) -> Iterator[tuple[slice, Tensor]]:
-        """Yield which of the states, shape (num_states, width), and their fp32 logits, so many `numbers` at a time."""
-        step = max(1, numbers // self.num_words)
+    def logits(self, states: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Yield, part by part, which of the states, shape (num_states, width), and their logits in fp32."""
+        step = max(1, HEAD_NUMBERS // self.num_words)
         for start in range(0, len(states), step):
             part = slice(start, min(start + step, len(states)))
             yield part, self.head(states[part]).float()
