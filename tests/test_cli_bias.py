@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -249,6 +250,7 @@ def test_wandb_is_told_offline(command, models, monkeypatch):
     status, _, err = command("bias", *words, *QUICK, "out=told")
     assert status == 0, err
     (folder,) = Path("told").glob("wandb/offline-run-*")
-    assert b"masked/crows_pairs/modified/stereotype_score" in b"".join(
-        path.read_bytes() for path in folder.glob("*.wandb")
-    )
+    end, wanted = time.monotonic() + 60.0, b"masked/crows_pairs/modified/stereotype_score"
+    while wanted not in b"".join(path.read_bytes() for path in folder.glob("*.wandb")):
+        assert time.monotonic() < end, "Expected W&B, which writes in a process of its own, to have written the metric."
+        time.sleep(0.1)

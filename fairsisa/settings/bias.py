@@ -36,15 +36,18 @@ class ScoringSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        in_range("max_tokens", self.max_tokens, low=1)
-        one_of("precision", self.precision, PRECISIONS)
-        in_range("num_continuations", self.num_continuations, low=1)
-        in_range("temperature", self.temperature, low=0.0)
-        in_range("top_p", self.top_p, above=0.0, high=1.0)
-        in_range("threads", self.threads, low=1)
-        in_range("seed", self.seed, low=0)
+        in_range("scoring.max_tokens", self.max_tokens, low=1)
+        one_of("scoring.precision", self.precision, PRECISIONS)
+        one_of("scoring.accelerator", self.accelerator, ("auto", "cpu", "cuda"))
+        in_range("scoring.num_continuations", self.num_continuations, low=1)
+        in_range("scoring.temperature", self.temperature, low=0.0)
+        in_range("scoring.top_p", self.top_p, above=0.0, high=1.0)
+        in_range("scoring.threads", self.threads, low=1)
+        in_range("scoring.seed", self.seed, low=0)
         if self.max_new_tokens is not None:
-            in_range("max_new_tokens", self.max_new_tokens, low=1)
+            in_range("scoring.max_new_tokens", self.max_new_tokens, low=1)
+        if self.cache_bits not in (None, 2, 4, 8):
+            raise ConfigError(f"Expected scoring.cache_bits to be 2, 4, 8 or null, got {self.cache_bits}.")
 
 
 @dataclass(frozen=True)
@@ -123,15 +126,15 @@ class JudgeSettings:
     wait: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.url:
-            return
-        parts = urllib.parse.urlsplit(self.url)
-        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in THIS_MACHINE):
-            raise ConfigError(f"Expected the judge's url to be https, or http on this machine, got {self.url!r}.")
-        if not self.model:
-            raise ConfigError(f"Expected the name of the model that judges at {self.url}: set the judge's model.")
         in_range("judge.temperature", self.temperature, low=0.0)
         in_range("judge.max_tokens", self.max_tokens, low=1)
         in_range("judge.num_retries", self.num_retries, low=0)
         in_range("judge.timeout", self.timeout, above=0.0)
         in_range("judge.wait", self.wait, low=0.0)
+        if not self.url:
+            return
+        parts = urllib.parse.urlsplit(self.url)
+        if parts.scheme != "https" and not (parts.scheme == "http" and parts.hostname in THIS_MACHINE):
+            raise ConfigError(f"Expected judge.url to be https, or http on this machine, got {self.url!r}.")
+        if not self.model:
+            raise ConfigError(f"Expected the name of the model that judges at {self.url}: set judge.model.")
