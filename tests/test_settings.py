@@ -45,7 +45,7 @@ BAD_VALUES = [
     ("scoring", "temperature", -0.5, "nearest valid value is 0"),
     ("scoring", "top_p", 0.0, "greater than 0"),
     ("scoring", "max_new_tokens", 0, "nearest valid value is 1"),
-    ("scoring", "cache_bits", 3, "2, 4, 8 or null"),
+    ("scoring", "cache_bits", 3, "2, 4, 8, 16 or null"),
     ("scoring", "accelerator", "gpu", "auto, cpu, cuda"),
     ("scoring", "threads", 0, "nearest valid value is 1"),
     ("scoring", "seed", -1, "nearest valid value is 0"),

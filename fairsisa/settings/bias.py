@@ -46,8 +46,8 @@ class ScoringSettings:
         in_range("scoring.seed", self.seed, low=0)
         if self.max_new_tokens is not None:
             in_range("scoring.max_new_tokens", self.max_new_tokens, low=1)
-        if self.cache_bits not in (None, 2, 4, 8):
-            raise ConfigError(f"Expected scoring.cache_bits to be 2, 4, 8 or null, got {self.cache_bits}.")
+        if self.cache_bits not in (None, 2, 4, 8, 16):
+            raise ConfigError(f"Expected scoring.cache_bits to be 2, 4, 8, 16 or null, got {self.cache_bits}.")
 
 
 @dataclass(frozen=True)
