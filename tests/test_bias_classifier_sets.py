@@ -34,7 +34,7 @@ def _columns(keys: list[bool], values: list[float], **labels: list[str]) -> dict
 
 
 def _one(metric: object, columns: dict[str, np.ndarray]) -> float:
-    return float(metric.value(columns, np.ones((len(columns["value"]), 1)))[0])  # type: ignore[attr-defined]
+    return float(metric.value(columns, np.ones((len(columns["value"]), 1)))[0])
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy import optimize, stats
 
-from fairsisa.bias.statistics import holm, mcnemar_exact, paired_variance, sign_p_value, wilson_interval
+from fairsisa.bias.statistics import holm, mcnemar_exact, sign_p_value, wilson_interval
 
 counts = st.integers(0, 60)
 levels = st.floats(0.5, 0.999)
@@ -91,18 +91,6 @@ def test_holm_by_hand_and_its_refusal():
     assert holm(np.array([])).shape == (0,)
     with pytest.raises(ValueError, match="p-values between 0 and 1"):
         holm(np.array([1.2]))
-
-
-@given(counts, counts, counts)
-def test_paired_variance_is_that_of_the_mean_of_changes(up, down, same):
-    total = up + down + same
-    changes = np.repeat([1.0, -1.0, 0.0], [up, down, same])
-    if total == 0:
-        assert math.isnan(paired_variance(0, 0, 0))
-    else:
-        assert paired_variance(up, down, total) == pytest.approx(changes.var() / total, abs=1e-12)
-    with pytest.raises(ValueError, match="at most"):
-        paired_variance(up + 1, down, total - same)
 
 
 def test_sign_p_values():

@@ -217,7 +217,7 @@ def test_options_are_held_against_each_other_as_their_readout_answers(answers: s
     values = np.log(shares) if answers == LOG_LIKELIHOODS else shares
     readout = Readout("made", "masked", ask, judge, answers=answers)
     sides = [
-        Evaluated("m", None, readout, None, answers_of(Answer("a", place, each) for place, each in enumerate(side)))  # type: ignore[arg-type]
+        Evaluated("m", None, readout, None, answers_of(Answer("a", place, each) for place, each in enumerate(side)))
         for side in values
     ]
     there, back = 0.8 * np.log(1.6) + 0.2 * np.log(0.4), 0.5 * np.log(0.625) + 0.5 * np.log(2.5)

@@ -46,7 +46,8 @@ class Candidate:
     @property
     def device(self) -> torch.device:
         """Where the network is."""
-        return next(self.network.parameters()).device  # type: ignore[no-any-return]
+        device: torch.device = next(self.network.parameters()).device
+        return device
 
     @cached_property
     def in_bf16(self) -> Any:

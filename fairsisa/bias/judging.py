@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fairsisa.data.sources import THIS_MACHINE
 from fairsisa.errors import ConfigError, DataError
 from fairsisa.lineage import canonical_json
 from fairsisa.settings import JudgeSettings
+from fairsisa.settings.checks import THIS_MACHINE
 
 CHAT_JUDGE = "chat_judge"
 """What a readout names as its rater when a chat model grades the texts."""

@@ -50,21 +50,6 @@ def mcnemar_exact(num_to_one: int, num_to_zero: int) -> float:
     return min(1.0, 2.0 * float(stats.binom.cdf(min(num_to_one, num_to_zero), changes, 0.5)))
 
 
-def paired_variance(num_to_one: int, num_to_zero: int, total: int) -> float:
-    """Return the variance of a difference of two paired shares; NaN where there is no pair.
-
-    (n01 + n10 - (n01 - n10)^2 / n) / n^2, with n01 changes from 0 to 1 and n10 from 1 to 0 among n independent pairs.
-
-    Raises:
-        ValueError: when there are more changes than pairs, or a count is below 0.
-    """
-    if min(num_to_one, num_to_zero) < 0 or num_to_one + num_to_zero > total:
-        raise ValueError(f"Expected at most {total} changes, got {num_to_one} to one and {num_to_zero} to zero.")
-    if total == 0:
-        return math.nan
-    return (num_to_one + num_to_zero - (num_to_one - num_to_zero) ** 2 / total) / total**2
-
-
 def holm(p_values: np.ndarray) -> np.ndarray:
     """Return p-values adjusted by Holm's procedure (Holm 1979), which holds the chance of any false finding.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -26,40 +26,12 @@ LISTS = ("models", "other", "benchmarks", "corpora", "positive_classes")
 
 def bias(config: Config, overrides: Sequence[str]) -> None:
     """Ask models benchmarks of bias, toxicity and behaviour."""
-    settings, scoring, judge = _own(config, BiasSettings), _scoring(config), _judge(config)
-    directory = _directory(config, "bias", settings, scoring, judge)
-    say(f"out: {directory}")
-    with counting("items", Console()) as tell:
-        report = asking.bias_run(
-            directory,
-            settings,
-            scoring,
-            paths=paths_of(config),
-            judge=judge,
-            loggers=instantiate_loggers(config.get("logger") or {}, directory),
-            on_progress=tell,
-            command=" ".join(["fairsisa", "bias", *overrides]),
-        )
-    _show(report, directory / "bias.html")
+    _measure("bias", _own(config, BiasSettings), asking.bias_run, config, overrides)
 
 
 def compare(config: Config, overrides: Sequence[str]) -> None:
     """Compare models with one, item by item."""
-    settings, scoring, judge = _own(config, ComparisonSettings), _scoring(config), _judge(config)
-    directory = _directory(config, "compare", settings, scoring, judge)
-    say(f"out: {directory}")
-    with counting("items", Console()) as tell:
-        report = comparing.compare_run(
-            directory,
-            settings,
-            scoring,
-            paths=paths_of(config),
-            judge=judge,
-            loggers=instantiate_loggers(config.get("logger") or {}, directory),
-            on_progress=tell,
-            command=" ".join(["fairsisa", "compare", *overrides]),
-        )
-    _show(report, directory / "compare.html")
+    _measure("compare", _own(config, ComparisonSettings), comparing.compare_run, config, overrides)
 
 
 def bias_list(config: Config, overrides: Sequence[str]) -> None:
@@ -70,6 +42,27 @@ def bias_list(config: Config, overrides: Sequence[str]) -> None:
         told = "; ".join(f"{kind}: {', '.join(names)}" for kind, names in readouts.items())
         rows.append({"benchmark": name, "models and readouts": told, "licence of the data": each.licence})
     print_rows(rows)
+
+
+def _measure(
+    verb: str, settings: Settings, act: Callable[..., BiasReport], config: Config, overrides: Sequence[str]
+) -> None:
+    """Run a verb on its settings, show how far it has come, and say what it found."""
+    scoring, judge = _scoring(config), _judge(config)
+    directory = _directory(config, verb, settings, scoring, judge)
+    say(f"out: {directory}")
+    with counting("items", Console()) as tell:
+        report = act(
+            directory,
+            settings,
+            scoring,
+            paths=paths_of(config),
+            judge=judge,
+            loggers=instantiate_loggers(config.get("logger") or {}, directory),
+            on_progress=tell,
+            command=" ".join(["fairsisa", verb, *overrides]),
+        )
+    _show(report, directory / f"{verb}.html")
 
 
 def _own(config: Config, kind: type[Settings]) -> Settings:

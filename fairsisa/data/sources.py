@@ -22,10 +22,10 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from fairsisa.errors import ChecksumError, DataError
+from fairsisa.settings.checks import THIS_MACHINE
 
 BLOCK_BYTES = 1 << 16
 TIMEOUT_SECONDS = 30.0
-THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 HEX_DIGITS = {"sha256": range(64, 65), "git": range(8, 41)}
 
 Report = Callable[[int, int | None], None]

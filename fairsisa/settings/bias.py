@@ -6,10 +6,9 @@ import urllib.parse
 from dataclasses import dataclass
 
 from fairsisa.errors import ConfigError
-from fairsisa.settings.checks import in_range, one_of
+from fairsisa.settings.checks import THIS_MACHINE, in_range, one_of
 
 PRECISIONS = ("fp32", "bf16", "fast")
-THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping
 
 from fairsisa.errors import ConfigError
 
+THIS_MACHINE = ("127.0.0.1", "::1", "localhost")
+"""Hosts that plain http may address."""
+
 
 def nearest(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean ...?" with the closest known names, and what is known when none is close."""

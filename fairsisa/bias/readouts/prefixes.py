@@ -185,8 +185,10 @@ def _add(logits: Tensor, wanted: _Wanted, found: _Found) -> None:
         for owner, state in zip(wanted.owners[wanted.first], wanted.states[wanted.first], strict=True):
             alike.setdefault((int(state), found.rivals[owner]), []).append(int(owner))
         for (state, rivals), owned in alike.items():
-            others = logs[state].index_fill(0, torch.tensor(rivals, device=logs.device), -torch.inf)
-            found.outside[owned] = float(others.logsumexp(dim=0))
+            # In float64: the log of a mass near 1 is smaller than what fp32 rounds the normaliser by.
+            every = logits[state].double()
+            others = every.index_fill(0, torch.tensor(rivals, device=every.device), -torch.inf)
+            found.outside[owned] = float(others.logsumexp(dim=0) - every.logsumexp(dim=0))
 
 
 def _rivals(asked: Sequence[Continuation]) -> list[Tokens]:
@@ -211,7 +213,3 @@ def _logits_from_cache(network: Any, asked: Sequence[Continuation], cache_bits: 
 
 def _require_fit(network: Any, asked: Sequence[Continuation]) -> None:
     require_readable(network, [(*each.prefix, *each.tokens) for each in asked], [len(each.read) for each in asked])
-
-
-def _on(logits: Tensor, numbers: np.ndarray) -> Tensor:
-    return torch.from_numpy(numbers).to(logits.device)
