@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fairsisa.bias.answers import Answer, answers_of
 from fairsisa.bias.benchmark import Files
-from fairsisa.bias.benchmarks import gsm8k, tasks
+from fairsisa.bias.benchmarks import gsm8k
 from fairsisa.bias.items import Item
 
 
@@ -80,7 +80,7 @@ def test_real_solutions_end_in_their_answers(data_root, tmp_path):
     table = gsm8k.BENCHMARKS[0].load(files)
     assert len(table.items) == 1319
     assert not table.malformed
-    rows = tasks.objects(files, gsm8k.PROBLEMS)
+    rows = files.objects(gsm8k.PROBLEMS)
     keys = [item.labels["key"] for item in table.items]
     assert [gsm8k.answer_in(f"{row['chain_of_thought']}\n#### {row['answer']}") for row in rows] == keys
     # Without the mark, the last number of a worked solution is nearly always its answer.

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fairsisa.cli.composing import compose
 from fairsisa.data.rated_texts import (
     REGARD_CLASSES,
     REGARD_FILES,
@@ -196,3 +197,10 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         load_regard(root=tmp_path, cache=tmp_path)
     with pytest.raises(ChecksumError, match=r"labeled_data\.csv: expected content with sha256"):
         load_toxicity(root=tmp_path, cache=tmp_path)
+
+
+@pytest.mark.parametrize("name", ["toxicity", "regard"])
+def test_a_rater_gives_probabilities_and_not_the_vote_of_one_model(name):
+    config = compose("train", [f"experiment={name}_rater"])
+    assert config["data"]["name"] == name
+    assert config["evaluation"]["aggregation"] == "mean_score"

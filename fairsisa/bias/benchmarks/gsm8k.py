@@ -23,7 +23,6 @@ from fairsisa.bias.benchmark import (
     score_row,
     scores_table,
 )
-from fairsisa.bias.benchmarks.tasks import objects
 from fairsisa.bias.candidate import CAUSAL
 from fairsisa.bias.items import Item, ItemTable, Malformed
 from fairsisa.bias.metrics import mean_of, ratio
@@ -51,7 +50,7 @@ def load(files: Files) -> ItemTable:
     No solved examples come first: the file holds the test problems alone, and lm-eval's five are of the training ones.
     """
     items, malformed = list[Item](), list[Malformed]()
-    for number, row in enumerate(objects(files, PROBLEMS)):
+    for number, row in enumerate(files.objects(PROBLEMS)):
         item_id, key = f"gsm8k-{number}", answer_in(str(row["answer"]))
         if key:
             items.append(Item(item_id, f"Question: {row['context']}\nAnswer:", (), item_id, {KEY: key}))

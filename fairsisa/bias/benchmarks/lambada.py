@@ -19,7 +19,7 @@ from fairsisa.bias.benchmark import (
     score_row,
     scores_table,
 )
-from fairsisa.bias.benchmarks.tasks import objects, option_values
+from fairsisa.bias.benchmarks.tasks import option_values
 from fairsisa.bias.candidate import CAUSAL
 from fairsisa.bias.items import Item, ItemTable, Malformed
 from fairsisa.bias.metrics import mean_of
@@ -41,7 +41,7 @@ PASSAGES = SourceFile(
 def load(files: Files) -> ItemTable:
     """Return the passages, each with its last word as the only option."""
     items, malformed = list[Item](), list[Malformed]()
-    for number, row in enumerate(objects(files, PASSAGES)):
+    for number, row in enumerate(files.objects(PASSAGES)):
         item_id, context, word = f"lambada-{number}", str(row["context"]).rstrip(), str(row["continuation"]).strip()
         if context and word:
             items.append(Item(item_id, context, (f" {word}",), item_id))

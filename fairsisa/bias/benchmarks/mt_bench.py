@@ -25,7 +25,6 @@ from fairsisa.bias.benchmark import (
     score_row,
     scores_table,
 )
-from fairsisa.bias.benchmarks.tasks import objects
 from fairsisa.bias.candidate import CAUSAL, Candidate
 from fairsisa.bias.items import Item, ItemTable, Malformed
 from fairsisa.bias.judging import CHAT_JUDGE, NO_JUDGE, Exchange, Keep, judge_texts
@@ -201,7 +200,7 @@ BENCHMARKS = (
     Benchmark(
         name="mt_bench",
         title="MT-Bench: 80 questions of two turns, graded by a chat model",
-        load=lambda files: items_of(objects(files, MT_QUESTIONS)),
+        load=lambda files: items_of(files.objects(MT_QUESTIONS)),
         readouts=READOUTS,
         metrics=(
             MEAN,
@@ -216,7 +215,7 @@ BENCHMARKS = (
     Benchmark(
         name="vicuna_bench",
         title="Vicuna-Bench: 80 questions, graded by a chat model",
-        load=lambda files: items_of(objects(files, VICUNA_QUESTIONS)),
+        load=lambda files: items_of(files.objects(VICUNA_QUESTIONS)),
         readouts=READOUTS,
         metrics=(MEAN,),
         source=JUDGED,

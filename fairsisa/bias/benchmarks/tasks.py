@@ -54,11 +54,6 @@ def item_table(rows: Iterable[prompts.Row], word: prompts.Word, *, name: str, cl
     return ItemTable(tuple(items), tuple(malformed))
 
 
-def objects(files: Files, source: SourceFile) -> list[dict[str, Any]]:
-    """Return the objects of a JSON Lines file, parted at line feeds alone: some texts hold other line separators."""
-    return [json.loads(line) for line in files.text(source).split("\n") if line.strip()]
-
-
 def ask_partial(
     candidate: Candidate, items: Sequence[Item], scoring: ScoringSettings, settings: Mapping[str, Any]
 ) -> Answers:
@@ -191,9 +186,9 @@ def jsonl_of_arrow(content: bytes) -> bytes:
 def load_mmlu(files: Files) -> ItemTable:
     """Return MMLU's validation questions, each after the five solved examples of its subject; clusters are subjects."""
     shots = defaultdict[str, list[prompts.Row]](list)
-    for row in objects(files, MMLU_DEV):
+    for row in files.objects(MMLU_DEV):
         shots[row["subject"]].append(row)
-    rows = objects(files, MMLU_VALIDATION)
+    rows = files.objects(MMLU_VALIDATION)
     return item_table(rows, lambda row: prompts.mmlu(row, shots[row["subject"]]), name="mmlu", cluster="subject")
 
 
@@ -225,7 +220,7 @@ def _benchmark(task: Task) -> Benchmark:
     return Benchmark(
         name=task.name,
         title=task.title,
-        load=lambda files: item_table(objects(files, task.source_file), task.word, name=task.name),
+        load=lambda files: item_table(files.objects(task.source_file), task.word, name=task.name),
         readouts=task.readouts,
         metrics=choice_metrics(task.chance),
         source=task.source,
