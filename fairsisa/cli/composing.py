@@ -185,8 +185,9 @@ def _require_allowed(name: str, node: Any) -> None:
 
 def _made_logger(name: str, values: dict[str, Any], run: Path) -> Any:
     module, _, kind = values.pop("_target_").rpartition(".")
+    folder = str(run.absolute())  # W&B's own process reads a relative path from where it was first started
     try:
-        return getattr(importlib.import_module(module), kind)(**{**values, "save_dir": str(run)})
+        return getattr(importlib.import_module(module), kind)(**{**values, "save_dir": folder})
     except TypeError as error:
         raise ConfigError(f"logger.{name} does not take these settings: {error}") from error
 
