@@ -51,6 +51,8 @@ def main() -> None:
     parser.add_argument("--items", type=int, default=200, help="how many items of each task A scores")
     parser.add_argument("--repeats", type=int, default=3, help="of which the fastest counts")
     options = parser.parse_args()
+    if "FAIRSISA_DATA" not in os.environ:
+        parser.error("set FAIRSISA_DATA to the data folder")
     data = Path(os.environ["FAIRSISA_DATA"])
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))

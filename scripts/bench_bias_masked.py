@@ -24,9 +24,13 @@ import numpy as np
 import torch
 from transformers import AutoModelForMaskedLM
 
+from fairsisa.bias.answers import Answers
+from fairsisa.bias.asking import chunks_of
+from fairsisa.bias.benchmark import CHUNK
 from fairsisa.bias.candidate import MASKED, Candidate
 from fairsisa.bias.items import Item
 from fairsisa.bias.readouts.masked import ask_blank, ask_modified
+from fairsisa.compression.folders import load_model
 from fairsisa.models.base import folder_of, quiet, read_tokenizer
 from fairsisa.settings import ScoringSettings
 
@@ -71,6 +75,11 @@ def minilm_candidate() -> Candidate:
             folder, dtype=torch.float32, attn_implementation="eager", local_files_only=True, use_safetensors=True
         )
     return Candidate("minilm", "0" * 64, MASKED, network=network.eval(), tokenizer=read_tokenizer(folder))
+
+
+def folder_candidate(folder: Path) -> Candidate:
+    """Return a masked language model that was saved, such as one of `fairsisa pretrain experiment=minilm_masked`."""
+    return Candidate(folder.name, "0" * 64, MASKED, network=load_model(folder), tokenizer=read_tokenizer(folder))
 
 
 def crows_items(root: Path) -> tuple[Item, ...]:
@@ -147,11 +156,9 @@ def measure(task: Task, candidate: Candidate, *, num_reference: int) -> list[Tim
     for precision in PRECISIONS:
         scoring = ScoringSettings(precision=precision)
         start = time.process_time()
-        answers = [task.ask(candidate, chunk, scoring, {}) for chunk in _chunks(task.items)]
+        answers = [task.ask(candidate, chunk, scoring, {}) for chunk in chunks_of(task.items, CHUNK)]
         seconds = time.process_time() - start
-        values = [
-            part for each in answers for part in np.split(each.frame["value"].to_numpy(), len(each) // _width(task))
-        ]
+        values = _in_order(answers, task.items)
         exact = exact or values
         found = np.array([values[number] for number in sample])
         difference = np.nanmax(np.abs(_in_nats(found) - _in_nats(np.array(expected))))
@@ -174,9 +181,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--items", type=int, default=100, help="how many items are asked one at a time")
     parser.add_argument("--limit", type=int, help="how many items there are in all")
+    parser.add_argument("--model", type=Path, help="folder of a masked model to take instead")
     arguments = parser.parse_args()
+    if "FAIRSISA_DATA" not in os.environ:
+        parser.error("set FAIRSISA_DATA to the data folder")
     torch.set_num_threads(1)
-    candidate = minilm_candidate()
+    candidate = minilm_candidate() if arguments.model is None else folder_candidate(arguments.model)
     titles = f"{'benchmark':26}{'way':15}{'items':>7}{'core-s':>9}{'items/core-s':>14}"
     print(f"{titles}{'ratio':>8}{'max diff':>11}{'changed':>9}")
     for task in tasks(Path(os.environ["FAIRSISA_DATA"])):
@@ -189,17 +199,15 @@ def main() -> None:
             )
 
 
-def _chunks(items: Sequence[Item], size: int = 256) -> list[Sequence[Item]]:
-    return [items[start : start + size] for start in range(0, len(items), size)]
-
-
 def _in_nats(values: np.ndarray) -> np.ndarray:
     """Return log-probabilities as they are, and probabilities as their logarithms."""
     return np.log(values) if np.nanmin(values) > 0 else values
 
 
-def _width(task: Task) -> int:
-    return len(task.items[0].options)
+def _in_order(answers: Sequence[Answers], items: Sequence[Item]) -> list[np.ndarray]:
+    """Return the values of each item's options, items in their order."""
+    found = {str(name): part["value"].to_numpy() for each in answers for name, part in each.frame.groupby("item_id")}
+    return [found[item.item_id] for item in items]
 
 
 def _changed(one: Sequence[float], other: Sequence[float]) -> bool:

@@ -202,17 +202,17 @@ def test_few_bits_change_what_is_written() -> None:
     assert texts_of(gpt2(), PROMPTS, ScoringSettings(max_new_tokens=8, cache_bits=2)) != exact
 
 
-@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("fast", torch.float32), ("bf16", "bf16")])
-def test_a_precision_is_that_of_the_network(precision: str, dtype: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    used = []
+@pytest.mark.parametrize(("precision", "products"), [("fp32", "fp32"), ("fast", "fp32"), ("bf16", "bf16")])
+def test_a_precision_is_that_of_the_network(precision: str, products: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    used = set()
 
     def noted(network: Any, prompts: Any, **given: Any) -> torch.Tensor:
-        used.append(next(network.parameters()).dtype)
+        used.update(each.dtype for each in network.parameters())
         return generate(network, prompts, **given)
 
     monkeypatch.setattr("fairsisa.bias.readouts.texts.generate", noted)
     texts_of(gpt2(), PROMPTS[:1], ScoringSettings(max_new_tokens=2, precision=precision))
-    assert used == [torch.bfloat16 if dtype == "bf16" else dtype]
+    assert used == ({torch.float32, torch.bfloat16} if products == "bf16" else {torch.float32})
 
 
 def test_the_space_before_a_first_word_stays() -> None:

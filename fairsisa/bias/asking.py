@@ -16,7 +16,7 @@ from fairsisa.settings import ScoringSettings, plain
 from fairsisa.store import Store
 
 ANSWERS_KIND = "answers"
-ASKING_VERSION = 1
+ASKING_VERSION = 2
 """Raised whenever a change of code changes what models answer; it is part of every answer's name."""
 Tell = Callable[[int, int], None]
 """Told how many items are answered, and how many there are."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,8 @@ import numpy as np
 import torch
 
 from fairsisa.errors import ConfigError
+from fairsisa.models.low_precision import with_bf16_products
+from fairsisa.models.masked_network import MaskedNetwork, masked_network
 
 MASKED, CAUSAL, CLASSIFIER, ENCODER = "masked", "causal", "classifier", "encoder"
 KINDS = (MASKED, CAUSAL, CLASSIFIER, ENCODER)
@@ -51,12 +52,23 @@ class Candidate:
 
     @cached_property
     def in_bf16(self) -> Any:
-        """The network with its weights in bf16.
+        """The network with its matrix products in bf16 (`models.low_precision`).
 
         Raises:
             ConfigError: when its layers are in a low-bit format, which has no bf16 form.
+            ModelError: when it has no linear layer.
         """
         low = [name for name, each in self.network.named_parameters() if not each.is_floating_point()]
         if low:
             raise ConfigError(f"{self.name} holds {low[0]} in a low-bit format: use precision=fp32.")
-        return copy.deepcopy(self.network).to(torch.bfloat16).eval()
+        return with_bf16_products(self.network)
+
+    @cached_property
+    def parts(self) -> MaskedNetwork:
+        """The network, a masked language model, as its encoder and its head."""
+        return masked_network(self.network)
+
+    @cached_property
+    def parts_in_bf16(self) -> MaskedNetwork:
+        """The encoder and the head of `in_bf16`; raises what that does."""
+        return masked_network(self.in_bf16)

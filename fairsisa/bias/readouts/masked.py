@@ -11,7 +11,6 @@ import numpy as np
 from fairsisa.bias.answers import Answer, Answers, answers_of
 from fairsisa.bias.candidate import Candidate
 from fairsisa.bias.items import Item
-from fairsisa.bias.readouts.masked_network import MaskedNetwork, masked_network
 from fairsisa.bias.readouts.masked_questions import (
     WITHIN_WORD,
     Question,
@@ -25,6 +24,7 @@ from fairsisa.bias.readouts.masked_questions import (
 from fairsisa.bias.readouts.masked_rows import MaskedRow, Sight, likeliest, log_probabilities, num_positions
 from fairsisa.bias.readouts.near_ties import Screened, rescore_near_ties
 from fairsisa.errors import ModelError
+from fairsisa.models.masked_network import MaskedNetwork
 from fairsisa.settings import ScoringSettings
 from fairsisa.settings.checks import in_range, one_of, refuse_unknown
 
@@ -127,12 +127,11 @@ def ask_fill(
 
 def screen(candidate: Candidate, questions: Sequence[Question], scoring: ScoringSettings, summary: Summary) -> Screened:
     """Return the values of questions scored in bf16, near-ties in fp32: what precision "fast" does, with its counts."""
-    network = masked_network(candidate.network)
 
     def exact(numbers: Sequence[int]) -> list[np.ndarray]:
-        return _values(network, candidate, [questions[number] for number in numbers], scoring, summary)
+        return _values(candidate.parts, candidate, [questions[number] for number in numbers], scoring, summary)
 
-    coarse = _values(masked_network(candidate.in_bf16), candidate, questions, scoring, summary)
+    coarse = _values(candidate.parts_in_bf16, candidate, questions, scoring, summary)
     return rescore_near_ties(coarse, exact, seed=scoring.seed)
 
 
@@ -178,7 +177,7 @@ def _values(
 
 
 def _network(candidate: Candidate, scoring: ScoringSettings) -> MaskedNetwork:
-    return masked_network(candidate.in_bf16 if scoring.precision == "bf16" else candidate.network)
+    return candidate.parts_in_bf16 if scoring.precision == "bf16" else candidate.parts
 
 
 def _masking(candidate: Candidate) -> Any:

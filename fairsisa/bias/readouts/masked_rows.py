@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fairsisa.bias.readouts.masked_network import MaskedNetwork
+from fairsisa.models.masked_network import MaskedNetwork
 
 HEAD_ROWS = 128
 

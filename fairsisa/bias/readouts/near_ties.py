@@ -9,7 +9,7 @@ import numpy as np
 
 from fairsisa.lineage import derive_seed
 
-NUM_SAMPLED = 16
+NUM_CLOSEST, NUM_SAMPLED = 12, 4
 SAFETY = 2.0
 
 Exact = Callable[[Sequence[int]], Sequence[np.ndarray]]
@@ -33,14 +33,15 @@ class Screened:
 def rescore_near_ties(coarse: Sequence[np.ndarray], exact: Exact, *, seed: int, safety: float = SAFETY) -> Screened:
     """Return coarse values with those of near-ties replaced by exact ones, so that no preference changes.
 
-    A seeded sample of items is scored exactly. What low precision then changed most in the difference of two options,
-    times `safety`, is the threshold: items with two options closer than this are scored exactly, which may show a
-    larger change, and so on until none is left. Values must be on a scale where errors are alike everywhere, such as
-    logarithms. An item with fewer than two options prefers nothing, and is not scored again.
+    The `NUM_CLOSEST` closest ties and a seeded sample of `NUM_SAMPLED` items are scored exactly. What low precision
+    then changed most in the difference of two options, times `safety`, is the threshold: items with two options closer
+    than this are scored exactly, which may show a larger change, and so on until none is left. Values must be on a
+    scale where errors are alike everywhere, such as logarithms. An item with fewer than two options prefers nothing,
+    and is not scored again.
     """
     gaps = np.array([_smallest_gap(values) for values in coarse])
     values, rescored, largest, threshold = list(coarse), dict[int, None](), 0.0, 0.0
-    chosen = _sampled(np.flatnonzero(np.isfinite(gaps)), seed)
+    chosen = _first(gaps, seed)
     while len(chosen):
         for number, found in zip(chosen, exact(chosen), strict=True):
             largest = max(largest, _error(coarse[number], found))
@@ -51,9 +52,12 @@ def rescore_near_ties(coarse: Sequence[np.ndarray], exact: Exact, *, seed: int, 
     return Screened(tuple(values), tuple(rescored), largest, threshold)
 
 
-def _sampled(numbers: np.ndarray, seed: int) -> list[int]:
-    generator = np.random.default_rng(derive_seed(seed, "near ties"))
-    return sorted(int(each) for each in generator.permutation(numbers)[:NUM_SAMPLED])
+def _first(gaps: np.ndarray, seed: int) -> list[int]:
+    """Return the numbers of the items that are scored exactly whatever the errors: the closest, and some at random."""
+    ordered = np.argsort(gaps, kind="stable")[: np.isfinite(gaps).sum()]
+    closest, others = np.split(ordered, [NUM_CLOSEST])
+    sampled = np.random.default_rng(derive_seed(seed, "near ties")).permutation(others)[:NUM_SAMPLED]
+    return sorted(int(each) for each in (*closest, *sampled))
 
 
 def _smallest_gap(values: np.ndarray) -> float:

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
-from fairsisa.bias.readouts.masked_network import vocabulary_head
 from fairsisa.bias.readouts.trees import Tree, grow_trees, seen_by
 from fairsisa.models.base import is_bidirectional
 from fairsisa.models.kv_cache import pad_rows
+from fairsisa.models.masked_network import vocabulary_head
 
 NO_LIMIT = 1 << 30
 HEAD_NUMBERS = 1 << 23

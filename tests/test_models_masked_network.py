@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from fairsisa.bias.readouts.masked_network import MaskedNetwork, masked_network, trimmed_encoder, vocabulary_head
 from fairsisa.bias.readouts.masked_questions import align
 from fairsisa.bias.readouts.masked_rows import MaskedRow, Sight, batches_of, log_probabilities
 from fairsisa.bias.readouts.near_ties import rescore_near_ties
 from fairsisa.models.language import new_language_model
+from fairsisa.models.masked_network import MaskedNetwork, masked_network, trimmed_encoder, vocabulary_head
 
 CPU = torch.device("cpu")
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32, "vocab_size": 60}

@@ -44,18 +44,21 @@ def masked_network(network: Any) -> MaskedNetwork:
     trimmed = trimmed_encoder(network.base_model)
     parts = MaskedNetwork(lambda ids, at: _rows(network.base_model(input_ids=ids)[0], at), head)
     ways = ([] if trimmed is None else [MaskedNetwork(trimmed, head)]) + [parts]
-    return next((way for way in ways if _agrees(way, whole, next(network.parameters()).device)), whole)
+    return next((way for way in ways if _agrees(way, whole, network)), whole)
 
 
 def trimmed_encoder(encoder: Any) -> Encode | None:
-    """Return an encoder whose last layer, after its attention, computes at the position that is read alone.
+    """Return an encoder whose last layer, once its positions have seen each other, computes at the one that is read.
 
     None where the layers are not built as BERT's are: attention, then intermediate and output on what it gives.
     """
     for name, layers in encoder.named_modules():
         if isinstance(layers, nn.ModuleList) and {*dict(layers[-1].named_children())} >= BERT_LAYER:
-            read = _Read(layers[-1].get_submodule("attention"))
-            trimmed = _replaced(encoder, [*name.split("."), str(len(layers) - 1), "attention"], read)
+            attention = layers[-1].get_submodule("attention")
+            projects = "output" in dict(attention.named_children())  # all but MPNet's
+            read = _ReadBefore(attention.get_submodule("output")) if projects else _ReadAfter(attention)
+            path = [*name.split("."), str(len(layers) - 1), "attention", *(["output"] if projects else [])]
+            trimmed = _replaced(encoder, path, read)
 
             def encode(ids: torch.Tensor, at: torch.Tensor, read: _Read = read, trimmed: Any = trimmed) -> torch.Tensor:
                 read.at = at
@@ -100,16 +103,30 @@ class _Given(nn.Module):
 
 
 class _Read(nn.Module):
-    """Stands in for an attention: of what it gives, the states at `at` alone, shape (num_rows, 1, width)."""
+    """Stands in for a module, so that what comes after it computes at the positions `at` alone."""
 
     at: torch.Tensor
 
-    def __init__(self, attention: nn.Module) -> None:
+    def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.attention = attention
+        self.module = module
+
+
+class _ReadBefore(_Read):
+    """Runs the module on the states at `at`, of all that it is given: shape (num_rows, 1, width)."""
+
+    def forward(self, *states: torch.Tensor, **named: torch.Tensor) -> Any:
+        return self.module(*map(self._read, states), **{name: self._read(each) for name, each in named.items()})
+
+    def _read(self, states: torch.Tensor) -> torch.Tensor:
+        return _rows(states, self.at).unsqueeze(1)
+
+
+class _ReadAfter(_Read):
+    """Of the states that the module gives, alone or before others, gives those at `at`: shape (num_rows, 1, width)."""
 
     def forward(self, *inputs: Any, **others: Any) -> Any:
-        found = self.attention(*inputs, **others)
+        found = self.module(*inputs, **others)
         if isinstance(found, torch.Tensor):
             return _rows(found, self.at).unsqueeze(1)
         return (_rows(found[0], self.at).unsqueeze(1), *found[1:])
@@ -129,12 +146,14 @@ def _rows(states: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def _agrees(way: MaskedNetwork, whole: MaskedNetwork, device: torch.device) -> bool:
+def _agrees(way: MaskedNetwork, whole: MaskedNetwork, network: Any) -> bool:
+    device = next(network.parameters()).device
     ids = torch.arange(1, NUM_PROBE + 1, device=device).repeat(2, 1)
     at = torch.tensor([1, NUM_PROBE - 2], device=device)
-    expected, found = (each.head(each.encode(ids, at)) for each in (whole, way))
+    expected, found = (each.head(each.encode(ids, at)).float() for each in (whole, way))
     if found.shape != expected.shape:
         return False
     # Rounding changes logits by a few units in the last place, another network by as much as they vary.
-    change = (found.float() - expected.float()).norm() / expected.float().std(dim=1, keepdim=True).norm()
-    return bool(change <= expected.shape[1] ** 0.5 * torch.finfo(expected.dtype).eps ** 0.5)
+    unit = max(torch.finfo(each.dtype).eps for each in network.parameters() if each.is_floating_point())
+    change = (found - expected).norm() / expected.std(dim=1, keepdim=True).norm()
+    return bool(change <= expected.shape[1] ** 0.5 * unit**0.5)
