@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 
 PARTS = {
-    "masked": ("bench_bias_masked.py", ("--items", "150")),
+    "masked": ("bench_bias_masked.py", ("--items", "250")),
     "causal": ("bench_bias_causal.py", ()),
     "vectors": ("bench_bias_vectors.py", ()),
 }

@@ -122,7 +122,7 @@ def test_weights_that_would_be_random_are_refused(tmp_path):
     with pytest.raises(ModelError, match="got architecture 'BertModel' of type 'bert'"):
         load_model(tmp_path)
     change(tmp_path / "config.json", architectures=["BertForSequenceClassification"])
-    with pytest.raises(ModelError, match="lacks 2 weights of BertForSequenceClassification, classifier"):
+    with pytest.raises(ModelError, match="lacks 2 weights of a BertForSequenceClassification, classifier"):
         load_model(tmp_path)
     change(tmp_path / "config.json", architectures=["GPT2LMHeadModel"])
     with pytest.raises(ModelError, match="got architecture 'GPT2LMHeadModel' of type 'bert'"):

@@ -288,9 +288,12 @@ def test_folders_that_hold_no_language_model_are_refused(tmp_path):
     with pytest.raises(ModelError, match=r"holds no \.safetensors file"):
         load_language_model(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"no weights")
-    with pytest.raises(ModelError, match="cannot be loaded as a language model"):
+    with pytest.raises(ModelError, match="No config can be read"):
         load_language_model(tmp_path)
     config = transformers.AutoConfig.for_model("bert", **SHAPES["bert"])
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match="cannot be loaded as a language model"):
+        load_language_model(tmp_path)
     transformers.AutoModel.from_config(config).save_pretrained(tmp_path / "headless")
     with pytest.raises(ModelError, match=r"lacks .* weights of a language model, cls"):
         load_language_model(tmp_path / "headless")

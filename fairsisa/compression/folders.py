@@ -11,11 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
-    AutoConfig,
     AutoModelForCausalLM,
     AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
@@ -33,7 +31,7 @@ from fairsisa.compression.compressing import Compressed
 from fairsisa.compression.foreign import load_foreign
 from fairsisa.compression.packing import Packed, pack, unpack
 from fairsisa.errors import ModelError
-from fairsisa.models.base import WEIGHTS, named, quiet
+from fairsisa.models.base import named, quiet, read_config, read_network, require_weights
 from fairsisa.store.durable import PARTIAL, explained, make_folder, publish
 
 COMPRESSION = "compression.json"
@@ -44,7 +42,6 @@ KINDS: tuple[tuple[Any, dict[str, str]], ...] = (
     (AutoModelForMaskedLM, MODEL_FOR_MASKED_LM_MAPPING_NAMES),
     (AutoModelForSequenceClassification, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
 )
-PLACES: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 def save_compressed(compressed: Compressed, folder: Path, tokenizer: Any = None) -> None:
@@ -89,7 +86,7 @@ def load_compressed(folder: Path) -> Compressed:
     """
     if not (folder / COMPRESSION).is_file():
         raise ModelError(f"{folder} holds no {COMPRESSION}: read a model that fairsisa did not compress by load_model.")
-    config = _read_config(folder)
+    config = read_config(folder)
     with quiet(), named(f"{folder} holds no compressed model that can be read"):
         record = json.loads((folder / COMPRESSION).read_text(encoding="utf-8"))
         tensors = load_file(folder / MODEL)
@@ -111,32 +108,13 @@ def load_model(folder: Path) -> nn.Module:
     """
     if (folder / COMPRESSION).is_file():
         return load_compressed(folder).model
-    if not list(folder.glob("*" + WEIGHTS)):
-        raise ModelError(f"{folder} holds no {WEIGHTS} file: fairsisa loads no pickled weights; convert them first.")
-    config = _read_config(folder)
+    require_weights(folder)
+    config = read_config(folder)
     if getattr(config, "quantization_config", None) is not None:
         return load_foreign(folder)
     kind = _kind_of(config, folder)
-    with quiet(), named(f"{folder} cannot be loaded"):
-        model, info = kind.from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            use_safetensors=True,
-            output_loading_info=True,
-            **PLACES,
-        )
-    lacking = sorted(info["missing_keys"])
-    if lacking:
-        raise ModelError(f"{folder} lacks {len(lacking)} weights of {type(model).__name__}, {lacking[0]} first.")
-    loaded: nn.Module = model.eval()
+    loaded: nn.Module = read_network(kind, folder, f"a {config.architectures[0]}", config=config)
     return loaded
-
-
-def _read_config(folder: Path) -> Any:
-    with quiet(), named(f"No config can be read from {folder}"):
-        return AutoConfig.from_pretrained(folder, **PLACES)
 
 
 def _kind_of(config: Any, folder: Path) -> Any:

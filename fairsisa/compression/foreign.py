@@ -11,12 +11,12 @@ import torch
 import transformers
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from transformers import AutoConfig, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.quantizers import AutoQuantizationConfig
 
 from fairsisa.compression.layers import LayerWeight, weight_layers
 from fairsisa.errors import ModelError
-from fairsisa.models.base import WEIGHTS, named, quiet
+from fairsisa.models.base import WEIGHTS, named, quiet, read_config
 
 Parts = dict[str, Tensor]
 """A packed layer: qweight, qzeros (int32), scales (floating point) and, with GPTQ, mostly g_idx."""
@@ -49,8 +49,8 @@ def load_foreign(folder: Path) -> nn.Module:
     Raises:
         ModelError: naming what is unsupported, lacking or does not fit.
     """
-    with quiet(), named(f"No config can be read from {folder}"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = read_config(folder)
+    with quiet(), named(f"{folder} does not tell how its weights were quantised"):
         packing = _packing_of(folder, config)
     if getattr(config, "quantization_config", None) is not None:
         del config.quantization_config

@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import importlib.util
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,6 +39,7 @@ DROPOUTS = (
     "summary_first_dropout",
     "hidden_dropout",
 )
+LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 LOAD_ERRORS = (OSError, ValueError, KeyError, RuntimeError, SafetensorError, StrictDataclassError)
 HUB_ERRORS = (HfHubHTTPError, LocalEntryNotFoundError, HFValidationError, OSError)
 
@@ -62,10 +63,7 @@ def find_base(settings: ModelSettings) -> Base:
     """
     folder = folder_of(settings.base, settings.revision)
     if settings.architecture is None:
-        if not list(folder.glob("*" + WEIGHTS)):
-            raise ModelError(
-                f"{folder} holds no {WEIGHTS} file: fairsisa loads no pickled weights; convert them first."
-            )
+        require_weights(folder)
         return Base(folder, _digest_of(folder, weights=True))
     made = json.dumps([settings.architecture, dict(settings.shape)], sort_keys=True)
     tokenizer = _digest_of(folder, weights=False)
@@ -94,6 +92,56 @@ def folder_of(name: str, revision: str | None = None) -> Path:
         ) from error
 
 
+def require_weights(folder: Path) -> None:
+    """Raise a ModelError unless a folder holds weights as safetensors."""
+    if not list(folder.glob("*" + WEIGHTS)):
+        raise ModelError(f"{folder} holds no {WEIGHTS} file: fairsisa loads no pickled weights; convert them first.")
+
+
+def read_config(folder: Path, **values: Any) -> Any:
+    """Return the Hugging Face config of a folder, with `values` in place of its own.
+
+    Raises:
+        ModelError: when there is none that can be read.
+    """
+    with quiet(), named(f"No config can be read from {folder}"):
+        return AutoConfig.from_pretrained(folder, **values, **LOCAL)
+
+
+def read_network(
+    kind: Any,
+    folder: Path,
+    what: str,
+    *,
+    is_new: Callable[[Any, str], bool] = lambda network, weight: False,
+    cure: str = "take a folder that holds all of them",
+    **given: Any,
+) -> Any:
+    """Return the network that `kind`, a class of transformers, reads from a folder: in fp32 and evaluation mode.
+
+    Only safetensors are read. `what` calls the network in messages. `is_new` says of a network and the name of a weight
+    whether the folder need not hold it, which is then drawn at random; `cure` tells what to do where it must, and does
+    not. What else is `given` goes to `from_pretrained`.
+
+    Raises:
+        ModelError: when it cannot be read, or lacks other weights.
+    """
+    with quiet(), named(f"{folder} cannot be loaded as {what}"):
+        network, info = kind.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            attn_implementation="eager",
+            use_safetensors=True,
+            output_loading_info=True,
+            **given,
+            **LOCAL,
+        )
+    lacking = sorted(name for name in info["missing_keys"] if not is_new(network, name))
+    if lacking:
+        raise ModelError(f"{folder} lacks {len(lacking)} weights of {what}, {lacking[0]} first: {cure}.")
+    return network.eval()
+
+
 def load_tokenizer(base: Base) -> Any:
     """Return the base's tokenizer, as `read_tokenizer` does."""
     return read_tokenizer(base.folder)
@@ -106,7 +154,7 @@ def read_tokenizer(folder: Path) -> Any:
         ModelError: when there is none, it needs code of its own, has no vocabulary, or has neither token.
     """
     with quiet(), named(f"No tokenizer can be read from {folder}"):
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **LOCAL)
     tokenizer.padding_side = "right"
     if tokenizer.pad_token is None:
         if tokenizer.eos_token is None:
@@ -181,30 +229,21 @@ def _load(auto: Any, base: Base, settings: ModelSettings, seed: int, **extra: An
     config = _config_of(base, settings, **extra)
     torch.manual_seed(seed)
     kind = f"a sequence classifier of {extra['num_labels']} classes" if extra else "an encoder"
+    if settings.architecture is None:
+        network: torch.nn.Module = read_network(
+            auto, base.folder, kind, is_new=lambda network, weight: True, config=config
+        )
+        return network
     with quiet(), named(f"{base.folder} cannot be loaded as {kind}"):
-        if settings.architecture is not None:
-            model = auto.from_config(config, attn_implementation="eager")
-        else:
-            model = auto.from_pretrained(
-                base.folder,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation="eager",
-                local_files_only=True,
-                use_safetensors=True,
-                trust_remote_code=False,
-            )
-    return model.float()  # type: ignore[no-any-return]
+        made: torch.nn.Module = auto.from_config(config, attn_implementation="eager").float()
+    return made
 
 
 def _config_of(base: Base, settings: ModelSettings, **extra: Any) -> Any:
     tokenizer = load_tokenizer(base)
     shape = dict(settings.shape)
     if settings.architecture is None:
-        with named(f"No config can be read from {base.folder}"):
-            config = AutoConfig.from_pretrained(
-                base.folder, local_files_only=True, trust_remote_code=False, **shape, **extra
-            )
+        config = read_config(base.folder, **shape, **extra)
     else:
         shape.setdefault("vocab_size", len(tokenizer))
         config = made_config(settings.architecture, shape | extra)

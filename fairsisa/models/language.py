@@ -15,13 +15,22 @@ import pytorch_lightning as pl
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModelForCausalLM, AutoModelForMaskedLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoModelForMaskedLM
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from fairsisa.data.corpus_blocks import NO_TARGET, Blocks, Masking, mask_block, plan_batches
-from fairsisa.errors import ConfigError, ModelError, TrainingError
+from fairsisa.errors import ConfigError, TrainingError
 from fairsisa.lineage import derive_seed
-from fairsisa.models.base import LOAD_ERRORS, WEIGHTS, is_bidirectional, is_encoder, made_config, named, quiet
+from fairsisa.models.base import (
+    LOAD_ERRORS,
+    is_bidirectional,
+    is_encoder,
+    made_config,
+    quiet,
+    read_config,
+    read_network,
+    require_weights,
+)
 from fairsisa.models.classifier import Schedule
 from fairsisa.models.network import Batch
 from fairsisa.models.training_state import TrainingState, give_moments, taken_moments
@@ -75,29 +84,18 @@ def load_language_model(folder: Path, *, head_seed: int | None = None) -> nn.Mod
     Raises:
         ModelError: when there is none, or the folder lacks weights that would then be random, such as a head's.
     """
-    if not list(folder.glob("*" + WEIGHTS)):
-        raise ModelError(f"{folder} holds no {WEIGHTS} file: fairsisa loads no pickled weights; convert them first.")
-    places: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    with quiet(), named(f"{folder} cannot be loaded as a language model"):
-        config = AutoConfig.from_pretrained(folder, **places)
-        if head_seed is not None:
-            torch.manual_seed(head_seed)
-        model, info = _auto_class(config).from_pretrained(
-            folder,
-            config=config,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            use_safetensors=True,
-            output_loading_info=True,
-            **places,
-        )
-    body = f"{model.base_model_prefix}."
-    lacking = sorted(key for key in info["missing_keys"] if head_seed is None or key.startswith(body))
-    if lacking:
-        raise ModelError(
-            f"{folder} lacks {len(lacking)} weights of a language model, {lacking[0]} first: not its head?"
-        )
-    loaded: nn.Module = model.eval()
+    require_weights(folder)
+    config = read_config(folder)
+    if head_seed is not None:
+        torch.manual_seed(head_seed)
+
+    def is_new(network: Any, weight: str) -> bool:
+        return head_seed is not None and not weight.startswith(f"{network.base_model_prefix}.")
+
+    cure = "take a folder with its head, or give an encoder one by `fairsisa pretrain new_head=true`"
+    loaded: nn.Module = read_network(
+        _auto_class(config), folder, "a language model", is_new=is_new, cure=cure, config=config
+    )
     return loaded
 
 

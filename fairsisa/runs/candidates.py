@@ -9,14 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoModel
+from transformers import AutoModel
 
 from fairsisa.bias.candidate import CAUSAL, CLASSIFIER, ENCODER, MASKED, Candidate
 from fairsisa.bias.readouts.classes import classify_with
 from fairsisa.compression.folders import KINDS, load_model
 from fairsisa.errors import ConfigError, ModelError
-from fairsisa.models.base import digest_of, folder_of, is_bidirectional, named, quiet
+from fairsisa.models.base import digest_of, folder_of, is_bidirectional, read_config, read_network
 from fairsisa.models.device import resolve_accelerator
 from fairsisa.models.llama2c import read_llama2c, read_llama2c_tokenizer
 from fairsisa.runs.directory import Run
@@ -121,25 +120,11 @@ def _of_folder(folder: Path, name: str, scoring: ScoringSettings, fallback: str 
 
 def _load(folder: Path) -> Any:
     """Return the network of a folder; one whose architecture has no head that we know is read as an encoder."""
-    with quiet(), named(f"No config can be read from {folder}"):
-        config = AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    config = read_config(folder)
     architecture = (getattr(config, "architectures", None) or [None])[0]
     if any(names.get(config.model_type) == architecture for _, names in KINDS):
         return load_model(folder)
-    with quiet(), named(f"{folder} cannot be loaded as an encoder"):
-        network, info = AutoModel.from_pretrained(
-            folder,
-            dtype=torch.float32,
-            attn_implementation="eager",
-            use_safetensors=True,
-            output_loading_info=True,
-            local_files_only=True,
-            trust_remote_code=False,
-        )
-    lacking = sorted(key for key in info["missing_keys"] if "pooler" not in key)
-    if lacking:
-        raise ModelError(f"{folder} lacks {len(lacking)} weights of {type(network).__name__}, {lacking[0]} first.")
-    return network.eval()
+    return read_network(AutoModel, folder, "an encoder", is_new=lambda network, weight: "pooler" in weight)
 
 
 def _kind_of(network: Any) -> str:
