@@ -115,21 +115,21 @@ def _row_scales(layer: Any) -> Tensor:
 
 
 def _int8_layer(layer: nn.Linear) -> nn.Module:
-    made = _int8_shell((layer.out_features, layer.in_features), layer.bias, OUTLIERS)
+    made: nn.Module = _int8_shell((layer.out_features, layer.in_features), layer.bias, OUTLIERS)
     # Only weights that come from the CPU are quantised on their way to the device.
     weight = layer.weight.detach().cpu()
     made.weight = load_tool("bitsandbytes").nn.Int8Params(weight, requires_grad=False).to(layer.weight.device)
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def _nf4_layer(layer: nn.Linear) -> nn.Module:
-    made = _nf4_shell((layer.out_features, layer.in_features), layer.bias, layer.weight.dtype)
+    made: nn.Module = _nf4_shell((layer.out_features, layer.in_features), layer.bias, layer.weight.dtype)
     made.weight = (
         load_tool("bitsandbytes")
         .nn.Params4bit(layer.weight.detach(), requires_grad=False, quant_type="nf4", module=made)
         .to(layer.weight.device)
     )
-    return made  # type: ignore[no-any-return]
+    return made
 
 
 def _require_right(name: str, layer: nn.Module) -> None:

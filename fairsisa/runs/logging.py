@@ -12,6 +12,7 @@ from pytorch_lightning.loggers.logger import Logger
 
 from fairsisa.execution import Event, Report
 from fairsisa.report.content import RunReport
+from fairsisa.report.rows import records
 from fairsisa.runs.directory import Ensemble
 from fairsisa.settings import RunSettings, plain
 
@@ -51,10 +52,10 @@ def log_result(loggers: Sequence[Logger], ensemble: Ensemble, report: RunReport)
     """Log the final checkpoint of every constituent as lineage, and every metric of the evaluation that is defined."""
     lineage = {name: steps[-1] for name, steps in {**ensemble.checkpoints, **ensemble.baselines}.items()}
     metrics = {}
-    for row in report.evaluation.metrics.itertuples():
-        if math.isfinite(float(row.value)):  # type: ignore[arg-type]
-            parts = ("test", str(row.predictor), str(row.sensitive_feature), str(row.metric))
-            metrics["/".join(part for part in parts if part)] = float(row.value)  # type: ignore[arg-type]
+    for row in records(report.evaluation.metrics):
+        if math.isfinite(row["value"]):
+            parts = ("test", row["predictor"], row["sensitive_feature"], row["metric"])
+            metrics["/".join(part for part in parts if part)] = float(row["value"])
     for logger in loggers:
         logger.log_hyperparams({"lineage": lineage})
         logger.log_metrics(metrics, step=0)
