@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import transformers
 
 from bias_asking import ask, judge, made_items
@@ -26,6 +27,7 @@ from fairsisa.bias.answers import Answer, answers_of
 from fairsisa.bias.asking import ask_items
 from fairsisa.bias.benchmark import COMPLETIONS, LOG_LIKELIHOODS, PROBABILITIES, Readout
 from fairsisa.bias.candidate import Candidate
+from fairsisa.bias.divergence import block_divergences
 from fairsisa.bias.evaluation import Evaluated
 from fairsisa.errors import ConfigError, ModelError
 from fairsisa.models.language import save_language_model
@@ -191,6 +193,39 @@ def test_the_same_model_twice_shows_nothing(world: Path, data_root: Path, tmp_pa
     assert report.divergences["same_top"].tolist() == [1.0]
     assert report.floors["changed_answers"].tolist() == [0, 0]
     assert report.floors["largest_difference"].max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["causal", "masked"])
+def test_texts_are_read_once_by_two_models(
+    world: Path, data_root: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again, nothing is computed; other texts, another order of the models or another model are."""
+    made = {"causal": tiny_gpt2, "masked": tiny_bert}[name](data_root)
+    torch.nn.init.normal_(made.network.get_input_embeddings().weight, generator=torch.Generator().manual_seed(1))
+    save_language_model(made.network, world / f"other {name}", made.tokenizer)
+    computed = []
+
+    def counted(base: Any, other: Any, *given: Any, **more: Any) -> Any:
+        computed.append(1)
+        return block_divergences(base, other, *given, **more)
+
+    monkeypatch.setattr("fairsisa.runs.diverging.block_divergences", counted)
+
+    def rows(base: str, other: str, **settings: Any) -> pd.DataFrame:
+        texts = {"corpora": ("wikitext2_test",), "num_blocks": 4, "block_length": 32}
+        asked = {"benchmarks": ("crows_pairs",), "limit": 6, "floor": False, "check_capability": False}
+        return compared(world, data_root, tmp_path, base, other, **{**asked, **texts, **settings}).divergences
+
+    first = rows(name, f"other {name}")
+    assert (len(computed), len(first)) == (1, 1)
+    assert (first[["kl_forward", "kl_backward"]] > 0).all(axis=None)
+    pd.testing.assert_frame_equal(rows(name, f"other {name}"), first, check_exact=True)
+    assert len(computed) == 1
+    back = rows(f"other {name}", name)
+    assert (back["kl_forward"] - first["kl_backward"]).abs().max() < 1e-5
+    rows(name, f"other {name}", num_blocks=3)
+    rows(name, name)
+    assert len(computed) == 4
 
 
 def test_other_models_are_compared_item_by_item(world: Path, data_root: Path, tmp_path: Path) -> None:

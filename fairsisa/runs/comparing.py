@@ -37,6 +37,7 @@ from fairsisa.runs.candidates import Named
 from fairsisa.runs.directory import Run
 from fairsisa.runs.diverging import Corpora, divergence_rows, find_corpora
 from fairsisa.settings import ComparisonSettings, JudgeSettings, PathSettings, ScoringSettings
+from fairsisa.store import Store
 from fairsisa.store.durable import explained
 
 STEM, AGAIN = "compare", "the base itself"
@@ -88,7 +89,7 @@ def compare_run(
         for model in others:
             result = _asked(session, model)
             results.append(with_notes(result.kept, _unmatched(base, result)))
-            pairs.append(_paired(session, base, result, floors, corpora))
+            pairs.append(_paired(session, base, result, floors, (corpora, model.store)))
         report = _report(session, results, pairs, floors=(base, floors), command=command)
         with explained(f"write the comparison to {directory}"):
             write_bias(directory, report, stem=STEM)
@@ -117,7 +118,7 @@ def _paired(
     base: Result,
     other: Result,
     floors: Mapping[tuple[str, str], Floor],
-    corpora: Corpora,
+    texts: tuple[Corpora, Store],
 ) -> Pairwise:
     tables: dict[str, list[pd.DataFrame]] = {"comparisons": [], "behaviours": [], "margins": []}
     pair = {"base": base.candidate.name, "other": other.candidate.name}
@@ -130,7 +131,7 @@ def _paired(
         tables["margins"].append(margin_rows(mine, theirs).assign(**pair, **names))
     return Pairwise(
         **{name: stacked(each) for name, each in tables.items()},
-        divergences=_diverged(session, base.candidate, other.candidate, corpora),
+        divergences=_diverged(session, base.candidate, other.candidate, texts),
     )
 
 
@@ -195,10 +196,11 @@ def _compared(session: Session, mine: Evaluated, theirs: Evaluated) -> pd.DataFr
     )
 
 
-def _diverged(session: Session, base: Candidate, other: Candidate, corpora: Corpora) -> pd.DataFrame:
+def _diverged(session: Session, base: Candidate, other: Candidate, texts: tuple[Corpora, Store]) -> pd.DataFrame:
+    corpora, store = texts
     if not {base.kind, other.kind} <= {CAUSAL, MASKED}:
         return pd.DataFrame()
-    return pd.DataFrame(divergence_rows(base, other, corpora, bootstrap=session.bootstrap))
+    return pd.DataFrame(divergence_rows(base, other, corpora, bootstrap=session.bootstrap, store=store))
 
 
 def _report(
