@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from fairsisa.bias.statistics import wilson_interval
 from fairsisa.errors import DataError
 from fairsisa.intervals import Bootstrap
 from fairsisa.report.bias import BiasReport, findings, write_bias
+from fairsisa.report.bias_findings import differs, value_words
 from fairsisa.report.bias_plots import delta_map, margin_bins, metric_by_step, metric_forest
 
 FEW = Bootstrap(num_replicates=40)
@@ -137,6 +139,50 @@ def test_the_same_model_twice_differs_in_nothing():
         "None of 3 comparisons (metrics, groups and models) are told apart after Holm's correction at 0.05; that is no "
         "proof that nothing changed."
     ]
+
+
+def test_two_models_are_told_apart_by_p_value_and_interval():
+    """Forty answers turn round, all of one cluster: McNemar takes them for forty, the interval for one."""
+    before, after = (made.assign(cluster=made["item_id"]) for made in (scores(0.9, 0.8), scores(0.7, 0.8)))
+    together = np.where(before["outcome"] != after["outcome"], "changed", before["item_id"])
+    rows = []
+    for clusters in (before["item_id"], together):
+        pair = (table.assign(cluster=clusters) for table in (before, after))
+        table = holm_over(compare(*pair, METRICS, bootstrap=FEW))
+        rows.append(table[table["metric"] == "stereotype_score"].iloc[0].to_dict())
+    alone, clustered = rows
+    assert alone["p_holm"] == clustered["p_holm"] < 1e-6
+    assert alone["high"] < 0 <= clustered["high"]
+    assert differs(alone, 0.05)
+    assert not differs(clustered, 0.05)
+    assert not differs({**alone, "p_holm": 0.06}, 0.05)
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "plus", "expected"),
+    [
+        (0.0004, "", True, "+4e-04"),
+        (-0.0004, "", False, "-4e-04"),
+        (0.0, "", True, "+0.000"),
+        (0.04, "%", True, "+4e-02 points"),
+        (0.05, "%", False, "0.1 %"),
+        (0.0005, "", False, "0.001"),
+        (1234.5, "", False, "1,234.500"),
+    ],
+)
+def test_what_is_not_0_never_looks_like_it(value, unit, plus, expected):
+    assert value_words(value, unit, plus=plus) == expected
+
+
+def test_of_a_metric_the_largest_difference_is_told_and_none_without_an_interval(content):
+    table = content.comparisons
+    told = "\n".join(findings(content))
+    apart = table[(table["metric"] == "stereotype_score") & (table["group"] == "") & (table["p_holm"] < 0.05)]
+    largest = apart.loc[apart["difference"].abs().idxmax()]
+    assert f"stereotype score goes from {largest['base_value']:.1f} % (base) to {largest['other_value']:.1f} %" in told
+    bare = replace(content, measures=content.measures.assign(low=np.nan, high=np.nan))
+    assert "told apart from the neutral" in told
+    assert "told apart from the neutral" not in "\n".join(findings(bare))
 
 
 def test_changes_within_the_floor_are_named():

@@ -269,6 +269,8 @@ def test_names_are_the_shortest_that_tell_folders_apart() -> None:
         "y/gpt2",
         "bert",
     ]
+    same_end = [Path(folder) for folder in ("/run", "/a/run", "/a/run", "/b")]
+    assert short_names(same_end) == ["/run", "a/run", "a/run", "b"]
 
 
 # Models of a run

@@ -33,11 +33,15 @@ def findings(content: BiasReport) -> list[str]:
 
 
 def value_words(value: float, unit: str, *, plus: bool = False) -> str:
-    """Return a metric's value, or with `plus` a difference: one decimal of a percentage, three of anything else."""
+    """Return a metric's value, or with `plus` a difference: one decimal of a percentage, three of anything else.
+
+    What would look like 0 and is not has one digit that counts.
+    """
     if not math.isfinite(value):
         return UNDEFINED
-    sign = "+" if plus else ""
-    return f"{value:{sign},.1f} {'points' if plus else '%'}" if unit == "%" else f"{value:{sign},.3f}"
+    sign, decimals = "+" if plus else "", 1 if unit == "%" else 3
+    shown = f"{value:{sign}.0e}" if 0 < abs(value) < 0.5 * 10**-decimals else f"{value:{sign},.{decimals}f}"
+    return f"{shown} {'points' if plus else '%'}" if unit == "%" else shown
 
 
 def metric_words(name: object) -> str:
@@ -53,8 +57,11 @@ def p_words(p: float) -> str:
 
 
 def differs(row: Row, alpha: float) -> bool:
-    """Return whether a comparison's corrected p-value tells the two models apart."""
-    return bool(row["p_holm"] < alpha)
+    """Return whether a comparison tells the two models apart: its corrected p-value, and its interval leaves out 0.
+
+    McNemar's test takes items as independent; where clusters hold many, only the interval knows.
+    """
+    return bool(row["p_holm"] < alpha and not row["low"] <= 0 <= row["high"])
 
 
 def _incapable(content: BiasReport) -> Iterator[str]:
@@ -79,7 +86,7 @@ def _at_chance(content: BiasReport) -> Iterator[str]:
 def _biased(content: BiasReport) -> Iterator[str]:
     """Say for which models the interval of a bias metric leaves out the value of a model without the bias."""
     table = overall(content.measures)
-    table = table[(table["aspect"] == BIAS) & table["neutral"].notna() & table["value"].notna()]
+    table = table[(table["aspect"] == BIAS) & table[["neutral", "value", "low", "high"]].notna().all(axis=1)]
     for (name, metric), own in table.groupby([series_names(table), "metric"], sort=False):
         rows = records(own)
         apart = [row for row in rows if row["low"] > row["neutral"] or row["high"] < row["neutral"]]
@@ -113,7 +120,7 @@ def _differing(content: BiasReport) -> Iterator[str]:
     alike: dict[tuple[str, ...], list[Row]] = {}
     for row in shown:
         alike.setdefault((row["benchmark"], row["readout"], row["metric"], row["group"]), []).append(row)
-    strongest = [rows[0] for rows in alike.values()]
+    strongest = [max(rows, key=lambda row: abs(row["difference"])) for rows in alike.values()]
     harms = [row for row in strongest if row["aspect"] in (BIAS, TOXICITY)][:MOST_HARMS]
     others = [row for row in strongest if row["aspect"] not in (BIAS, TOXICITY)][:MOST_OTHERS]
     for row in (*harms, *others):

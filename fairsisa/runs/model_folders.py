@@ -30,19 +30,26 @@ def model_names(folders: Sequence[Path]) -> list[str]:
 def short_names(folders: Sequence[Path]) -> list[str]:
     """Return what tells the folders apart: of each path the shortest end that no other has, without "checkpoints".
 
-    A checkpoint called step-000100 keeps the folder above it, which says what was trained.
+    A checkpoint called step-000100 keeps the folder above it, which says what was trained. A folder that is there twice
+    has one name.
     """
-    parts = [[part for part in folder.expanduser().absolute().parts if part != CHECKPOINTS] for folder in folders]
+    known: dict[Path, tuple[str, ...]] = {folder: _told(folder) for folder in folders}
+    parts = list(dict.fromkeys(known.values()))
     lengths = [2 if STEP.fullmatch(each[-1]) else 1 for each in parts]
     while True:
-        names = ["/".join(each[-length:]) for each, length in zip(parts, lengths, strict=True)]
+        names = [str(Path(*each[-length:])) for each, length in zip(parts, lengths, strict=True)]
         longer = [
             length + 1 if names.count(name) > 1 and length < len(each) else length
             for each, length, name in zip(parts, lengths, names, strict=True)
         ]
         if longer == lengths:
-            return names
+            found = dict(zip(parts, names, strict=True))
+            return [found[known[folder]] for folder in folders]
         lengths = longer
+
+
+def _told(folder: Path) -> tuple[str, ...]:
+    return tuple(part for part in folder.expanduser().absolute().parts if part != CHECKPOINTS)
 
 
 def models_in(folder: Path) -> list[Path]:
