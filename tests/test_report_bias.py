@@ -174,12 +174,15 @@ def test_what_is_not_0_never_looks_like_it(value, unit, plus, expected):
     assert value_words(value, unit, plus=plus) == expected
 
 
-def test_of_a_metric_the_largest_difference_is_told_and_none_without_an_interval(content):
+def test_the_largest_difference_is_told_of_those_that_are_told_apart(content):
     table = content.comparisons
     told = "\n".join(findings(content))
     apart = table[(table["metric"] == "stereotype_score") & (table["group"] == "") & (table["p_holm"] < 0.05)]
     largest = apart.loc[apart["difference"].abs().idxmax()]
     assert f"stereotype score goes from {largest['base_value']:.1f} % (base) to {largest['other_value']:.1f} %" in told
+    whole = content.measures[(content.measures["metric"] == "stereotype_score") & (content.measures["group"] == "")]
+    unsure = whole.iloc[:1].assign(model="unsure", value=99.0, low=40.0, high=100.0)
+    assert "furthest away base has" in "\n".join(findings(replace(content, measures=pd.concat([whole, unsure]))))
     bare = replace(content, measures=content.measures.assign(low=np.nan, high=np.nan))
     assert "told apart from the neutral" in told
     assert "told apart from the neutral" not in "\n".join(findings(bare))

@@ -90,7 +90,7 @@ def _biased(content: BiasReport) -> Iterator[str]:
     for (name, metric), own in table.groupby([series_names(table), "metric"], sort=False):
         rows = records(own)
         apart = [row for row in rows if row["low"] > row["neutral"] or row["high"] < row["neutral"]]
-        furthest = max(rows, key=lambda row: abs(row["value"] - row["neutral"]))
+        furthest = max(apart or rows, key=lambda row: abs(row["value"] - row["neutral"]))
         unit = str(furthest["unit"])
         ends = f"{value_words(furthest['low'], unit)} to {value_words(furthest['high'], unit)}"
         which = "" if len(rows) == 1 else " furthest away"
