@@ -26,10 +26,12 @@ from fairsisa.bias.benchmark import (
     Metric,
     Readout,
 )
+from fairsisa.bias.comparing import compare
 from fairsisa.bias.items import Item, ItemTable, items_digest
 from fairsisa.bias.measuring import columns_of, ordered
 from fairsisa.bias.rating import RATING
 from fairsisa.data.sources import SourceFile
+from fairsisa.intervals import Bootstrap
 
 PLAIN = (str, int, float, bool, type(None))
 NUMBERS = ("outcome", "correct", "value", "margin")
@@ -437,6 +439,19 @@ def check_little(subject: Subject) -> None:
         assert np.isnan(weightless).all(), f"{metric.name}: {weightless} where nothing is drawn"
 
 
+def check_compared(subject: Subject) -> None:
+    """What a comparison says of each of two models is what their own scores say."""
+    again = subject.readout.judge(subject.items, made_answers(subject.readout, subject.items, seed=1))
+    tables = [ordered(each) for each in (subject.scores, again)]
+    both = np.logical_and(*((table["state"] == SCORED).to_numpy() for table in tables))
+    tables = [table[both].reset_index(drop=True) for table in tables]
+    found = compare(*tables, subject.benchmark.metrics, bootstrap=Bootstrap(2)).set_index("metric")
+    for metric in subject.benchmark.metrics:
+        for which, table in zip(("base_value", "other_value"), tables, strict=True):
+            own = _value(metric, columns_of(table), np.ones((len(table), 1))).item() if len(table) else math.nan
+            np.testing.assert_allclose(found.loc[metric.name, which], own, err_msg=f"{metric.name}: {which}")
+
+
 def _value(metric: Metric, columns: Columns, weights: np.ndarray) -> np.ndarray:
     try:
         found = metric.value(columns, weights)
@@ -463,6 +478,7 @@ CHECKS: tuple[Callable[[Subject], None], ...] = (
     check_weights_scale,
     check_weights_repeat,
     check_little,
+    check_compared,
 )
 
 

@@ -85,9 +85,9 @@ def test_intervals_hold_the_difference_and_the_order_of_rows_changes_nothing(one
 
 
 def test_differences_are_bootstrapped_with_the_same_weights_for_both():
-    base, other = made(1, unscored=(4,)), made(2, unscored=(5, 6))
+    base, other = made(1, 75, unscored=(4,)), made(2, 75, unscored=(5, 6))
     row = by_name(compare(base, other, METRICS, bootstrap=FEW))["gap", ""]
-    kept = [place for place in range(30) if place not in (4, 5, 6)]
+    kept = [place for place in range(75) if place not in (4, 5, 6)]
     clusters = [place // 3 for place in kept]
     codes = np.unique([f"cluster-{each}" for each in clusters], return_inverse=True)[1]
     weights = np.concatenate(list(weight_chunks(codes, FEW)), axis=1)
@@ -104,7 +104,8 @@ def test_differences_are_bootstrapped_with_the_same_weights_for_both():
     assert (row["low"], row["high"]) == pytest.approx(tuple(np.quantile(drawn[1:], [0.025, 0.975])))
     below, above = (sum(1 for each in drawn[1:] if sign * each <= 0) for sign in (1, -1))
     assert row["p_value"] == pytest.approx(min(1, 2 * (min(below, above) + 1) / 61))
-    assert (row["num_paired"], row["num_unpaired"], row["test"]) == (27, 3, "bootstrap")
+    assert (row["num_paired"], row["num_unpaired"], row["test"]) == (72, 3, "bootstrap")
+    assert row["num_clusters"] == 25
 
 
 def test_flips_are_counted_item_by_item():
@@ -136,6 +137,31 @@ def test_clusters_and_labels_are_those_of_the_base():
     metrics = (*METRICS, Metric("macro", macro_mean_of("value"), BIAS, "larger scores"))
     expected = compare(base, other, metrics, breakdown=["kind"], bootstrap=FEW)
     pd.testing.assert_frame_equal(expected, compare(base, renamed, metrics, breakdown=["kind"], bootstrap=FEW))
+
+
+def test_what_a_judge_found_in_an_answer_is_each_models_own():
+    """A label that is no label of the item, such as whether the model agreed, is not taken from the base."""
+    base, other = (made(1, 75).assign(**{"label:agrees": agrees}) for agrees in (0.0, 1.0))
+    metrics = (*METRICS, Metric("agrees", mean_of("label:agrees"), BIAS, "the model agrees more often"))
+    rows = by_name(compare(base, other, metrics, breakdown=["kind"], bootstrap=FEW))
+    row = rows["agrees", ""]
+    assert (row["base_value"], row["other_value"], row["difference"]) == (0.0, 1.0, 1.0)
+    assert row["p_value"] == pytest.approx(2 / 61)
+    assert rows["agrees", "kind=a"]["difference"] == 1.0
+
+
+def test_of_a_metric_that_one_model_has_not_nothing_is_counted_as_changed():
+    base, other = made(1), made(2)
+    metric = Metric("gap", mean_of("value"), BIAS, "larger gaps", flips="outcome")
+    there, lacking = (
+        by_name(compare(base, each, [metric], bootstrap=FEW))["gap", ""]
+        for each in (other, other.assign(value=math.nan))
+    )
+    assert there["flips"] == "outcome"
+    assert there["to_one"] + there["to_zero"] > 0
+    assert (lacking["flips"], lacking["to_one"], lacking["to_zero"]) == ("", 0, 0)
+    assert math.isnan(lacking["gross"])
+    assert math.isnan(lacking["p_value"])
 
 
 def test_holm_runs_over_the_whole_table():

@@ -287,6 +287,15 @@ def of_all_replicates(columns: Columns, weights: np.ndarray) -> np.ndarray:
     return found - found.mean() if len(found) else found
 
 
+def counts_turns() -> Any:
+    turns = itertools.count()
+
+    def value(columns: Columns, weights: np.ndarray) -> np.ndarray:
+        return mean_of("value")(columns, weights) + next(turns)
+
+    return value
+
+
 def judged(judge: Any) -> Benchmark:
     return replace(HONEST, readouts=(replace(READOUT, judge=judge),))
 
@@ -319,6 +328,7 @@ BROKEN: Mapping[str, tuple[Benchmark, str]] = {
     "zero for nothing": (measured(zero_for_nothing), "check_little"),
     "one value for all": (measured(one_for_all), "check_values"),
     "of all replicates": (measured(of_all_replicates), "check_values"),
+    "another value at each turn": (measured(counts_turns()), "check_compared"),
     "no percentage": (measured(mean_of("value", scale=1e4), unit="%"), "check_values"),
     "unknown flips": (measured(LEAD.value, flips="answer"), "check_metrics_told"),
     "no meaning": (measured(LEAD.value, higher_means="more"), "check_metrics_told"),

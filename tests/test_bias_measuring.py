@@ -84,6 +84,12 @@ def test_only_a_capability_whose_interval_lies_above_chance_is_without_a_flag():
     assert row["flag"] == "no better than chance"
 
 
+def test_a_capability_that_is_undefined_is_not_called_chance():
+    row = by_name(measure(table_of().assign(correct=math.nan), METRICS, bootstrap=FEW))["accuracy", ""]
+    assert math.isnan(row["value"])
+    assert row["flag"] == ""
+
+
 @pytest.mark.parametrize("group", ["", "kind=gender"])
 def test_intervals_are_those_of_replicates_drawn_one_by_one(group):
     scores = table_of()

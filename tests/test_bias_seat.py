@@ -16,6 +16,7 @@ from fairsisa.bias.answers import Answer, Answers, answers_of
 from fairsisa.bias.association import associations, effect_size, permutation_p_value
 from fairsisa.bias.benchmark import Files
 from fairsisa.bias.benchmarks import seat
+from fairsisa.bias.catalogue import find_benchmark
 from fairsisa.bias.items import Item
 from fairsisa.data.sources import SourceFile
 from fairsisa.errors import DataError
@@ -219,6 +220,26 @@ def _digest(text: str) -> str:
 
 
 @pytest.mark.real_data
+@pytest.mark.real_data
+def test_sentences_about_one_word_are_one_cluster(data_root: Path, tmp_path: Path) -> None:
+    """Clusters are found out by comparing sets; the words that the sentences were made from are in the word tests."""
+    files = Files(data_root, tmp_path)
+    tables = {name: find_benchmark(name)[0].load(files) for name in ("seat", "weat")}
+    clusters: dict[str, dict[tuple[str, str], set[str]]] = {"seat": {}, "weat": {}}
+    for name, table in tables.items():
+        for item in table.items:
+            key = str(item.labels["test"]).removeprefix("sent-"), str(item.labels["role"])
+            clusters[name].setdefault(key, set()).add(item.cluster)
+    pairs = [(test, role) for test, role in clusters["weat"] if role in "XY" and (test, role) in clusters["seat"]]
+    assert len(pairs) > 20
+    for pair in pairs:
+        words, sentences = clusters["weat"][pair], clusters["seat"][pair]
+        assert abs(len(words) - len(sentences)) <= 1, pair
+        assert len(words & sentences) >= 0.6 * len(words), pair
+    names = {item.options[0]: item.cluster for item in tables["seat"].items if item.labels["test"] == "sent-weat6"}
+    assert {names[text] for text in ("This is John.", "John is a person.", "Here is John.")} == {"john"}
+
+
 def test_reported_tests_have_the_known_numbers_of_sentences(data_root: Path, tmp_path: Path) -> None:
     files = Files(data_root, tmp_path)
     sentences, words = (benchmark.load(files) for benchmark in seat.BENCHMARKS)

@@ -94,13 +94,40 @@ def test_holm_by_hand_and_its_refusal():
 
 
 def test_sign_p_values():
-    assert sign_p_value(np.zeros(9)) == 1.0
-    assert sign_p_value(np.array([-1.0, 1.0, 1.0, 2.0])) == sign_p_value(np.array([1.0, -1.0, -1.0, -2.0]))
+    many = 50
+    assert sign_p_value(np.zeros(9), many) == 1.0
+    mixed = np.array([-1.0, 1.0, 1.0, 2.0])
+    assert sign_p_value(mixed, many) == sign_p_value(-mixed, many)
     drawn = np.random.default_rng(0).normal(5, 1, 99)
     z = drawn.mean() / drawn.std(ddof=1)
-    assert sign_p_value(drawn) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-6)
-    assert sign_p_value(-drawn) == pytest.approx(sign_p_value(drawn))
-    assert sign_p_value(np.array([0.01, 0.02, 9.0])) == 0.5
-    assert math.isnan(sign_p_value(np.ones(99)))
-    assert sign_p_value(np.array([-1.0, 1.0, 1.0, 2.0, math.nan])) == pytest.approx(0.8)
-    assert math.isnan(sign_p_value(np.array([1.0, math.nan])))
+    assert sign_p_value(drawn, many) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-6)
+    assert sign_p_value(-drawn, many) == pytest.approx(sign_p_value(drawn, many))
+    assert sign_p_value(np.array([0.01, 0.02, 9.0]), many) == 0.5
+    assert sign_p_value(np.array([*mixed, math.nan]), many) == pytest.approx(0.8)
+
+
+def test_a_change_of_everything_is_told_and_one_cluster_tells_nothing():
+    everything = np.full(999, 100.0)
+    assert sign_p_value(everything, 40) == 0.002
+    assert sign_p_value(everything, 3) == 0.002
+    assert math.isnan(sign_p_value(everything, 1))
+    assert math.isnan(sign_p_value(np.array([1.0, math.nan]), 40))
+    assert math.isnan(sign_p_value(np.array([0.5, 0.51, *[math.nan] * 98]), 40))
+
+
+@pytest.mark.parametrize("num_clusters", [3, 5, 10, 19, 20, 40])
+def test_few_clusters_find_no_more_than_there_is(num_clusters):
+    """Means of clusters that differ by chance: of 400 such tests, as many are below .01 as should be, or nearly so."""
+    draw = np.random.default_rng(num_clusters)
+    weights = draw.multinomial(num_clusters, np.full(num_clusters, 1 / num_clusters), size=400) / num_clusters
+    p_values = np.array([sign_p_value(weights @ draw.normal(size=num_clusters), num_clusters) for _ in range(400)])
+    assert (p_values < 0.01).mean() <= 0.03
+    assert (p_values < 0.001).mean() <= 0.0125
+    assert p_values.max() > 0.5
+
+
+def test_few_clusters_by_hand():
+    """Student's distribution by its own formula: of 2 degrees of freedom, P(T > t) = 1/2 - t / (2 sqrt(t^2 + 2))."""
+    drawn = np.array([1.0, 2.0, 3.0, 2.0] * 50)
+    t = drawn.mean() / drawn.std(ddof=1) * math.sqrt(2 / 3)
+    assert sign_p_value(drawn, 3) == pytest.approx(1 - t / math.sqrt(t * t + 2))

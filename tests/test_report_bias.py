@@ -188,6 +188,17 @@ def test_the_largest_difference_is_told_of_those_that_are_told_apart(content):
     assert "told apart from the neutral" not in "\n".join(findings(bare))
 
 
+@pytest.mark.parametrize(("better", "warned"), [(1, False), (-1, True), (0, False)])
+def test_a_capability_is_lost_in_its_own_direction(content, better, warned):
+    """A perplexity that rises is a loss, an accuracy that rises is none."""
+    table = content.comparisons[content.comparisons["group"] == ""]
+    bias = table[(table["other"] == COPY) & (table["aspect"] == BIAS)].iloc[:1]
+    assert bias["p_holm"].item() < 0.05
+    risen = bias.assign(metric="perplexity", aspect=CAPABILITY, difference=30.0, low=20.0, high=40.0, better=better)
+    told = "\n".join(findings(BiasReport("x", comparisons=pd.concat([bias, risen]))))
+    assert ("moved closer to neutral and lost capability too" in told) is warned
+
+
 def test_changes_within_the_floor_are_named():
     first, again = scores(0.6, 0.8), scores(0.62, 0.8)
     table = with_floor(compare(first, again, METRICS, bootstrap=FEW), floor_of(first, again))

@@ -48,7 +48,8 @@ class Metric:
     model without the bias, where there is one; `chance` that of a model that knows nothing, for a capability. `flips`
     names the 0/1 column of the scores table (`outcome` or `correct`) whose changes from model to model are counted
     beside this metric; where the metric is that column's mean, they are also what its test reads. `unit` is "%" for a
-    percentage (0 to 100), else "".
+    percentage (0 to 100), else "". `better` says of a capability whether more of it is better (1), worse (-1), or
+    neither (0).
     """
 
     name: str
@@ -59,10 +60,13 @@ class Metric:
     chance: float | None = None
     flips: str | None = None
     unit: str = ""
+    better: int = 1
 
     def __post_init__(self) -> None:
         if self.aspect not in ASPECTS:
             raise ValueError(f"Expected an aspect of {', '.join(ASPECTS)}, got {self.aspect!r}.")
+        if self.better not in (-1, 0, 1):
+            raise ValueError(f"Expected better to be 1, 0 or -1, got {self.better!r}.")
 
 
 @dataclass(frozen=True)

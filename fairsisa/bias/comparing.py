@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from fairsisa.bias.benchmark import COVERAGE, SCORED, Metric
+from fairsisa.bias.benchmark import COVERAGE, LABEL, SCORED, Metric
 from fairsisa.bias.measuring import SHARE_SCORED, Group, groups_of, ordered, replicate
 from fairsisa.bias.metrics import mean_of
 from fairsisa.bias.statistics import holm, mcnemar_exact, sign_p_value, wilson_interval
@@ -39,9 +39,11 @@ COMPARISONS = (
     "above_floor",
     "num_paired",
     "num_unpaired",
+    "num_clusters",
     "unit",
     "neutral",
     "higher_means",
+    "better",
 )
 MCNEMAR, BY_BOOTSTRAP = "McNemar", "bootstrap"
 MEANS = tuple(Metric(column, mean_of(column), COVERAGE, "more of the items are 1") for column in ("outcome", "correct"))
@@ -76,18 +78,18 @@ def compare(
 
     Only items scored in both are compared; `num_unpaired` counts those scored in one alone. So both values may differ
     from what each model gets by itself. `difference` is other minus base; its interval is that of the cluster
-    bootstrap, both models under the same weights. A metric with `flips` (the column of the scores table that changes)
-    has the numbers of items that went `to_one` and `to_zero`, `net` (to_one - to_zero) and `gross` (to_one + to_zero)
-    as shares of the items with a number in both, `gross` with a Wilson interval. Where the metric is the mean of that
-    column (under every draw), its p-value is that of McNemar's exact test, which counts items as independent, as the
-    interval of the difference does not. Other metrics have the two-sided p-value of `sign_p_value`. The metric
-    "scored", over all items, is always added. `p_holm` is NaN until `holm_over` fills it, `above_floor` None until
-    `with_floor` does.
+    bootstrap, both models under the same weights, over `num_clusters`. A metric with `flips` (the column of the scores
+    table that changes) has the numbers of items that went `to_one` and `to_zero`, `net` (to_one - to_zero) and `gross`
+    (to_one + to_zero) as shares of the items with a number in both, `gross` with a Wilson interval. Where the metric is
+    the mean of that column (under every draw), its p-value is that of McNemar's exact test, which counts items as
+    independent, as the interval of the difference does not. Other metrics have the two-sided p-value of `sign_p_value`.
+    The metric "scored", over all items, is always added. `p_holm` is NaN until `holm_over` fills it, `above_floor` None
+    until `with_floor` does.
 
     Raises:
         DataError: when the item sets differ, a column is missing, an item is there twice, or a label is unknown.
     """
-    whole = aligned(base_scores, other_scores)
+    whole = aligned(base_scores, other_scores, breakdown)
     scored = paired(whole)
     groups = groups_of(whole[0], breakdown)
     own = replicate(scored, groups, [*metrics, *MEANS], bootstrap)
@@ -103,10 +105,13 @@ def compare(
             row["difference"] = float(summary["value"][place, column])
             row |= {f"{who}_value": float(values[n, place, column, 0]) for n, who in enumerate(("base", "other"))}
             tables = whole if metric is SHARE_SCORED else scored
-            changes = _changes(tables, group, metric, bootstrap.level)
+            # A metric that one of the two has not is not changed, whatever was answered.
+            is_there = bool(np.isfinite(row["difference"]))
+            changes = _changes(tables, group, metric if is_there else replace(metric, flips=None), bootstrap.level)
             is_mean = metric is SHARE_SCORED or _is_mean(values[:, place, column], means, place, metric.flips)
-            tested = _tested(changes, differences[place, column], is_mean=is_mean)
-            rows.append(row | counts | changes | tested | _described(metric))
+            num_clusters = int(tables[0].iloc[group.rows(tables[0])]["cluster"].nunique())
+            tested = _tested(changes, differences[place, column], num_clusters, is_mean=is_mean)
+            rows.append(row | counts | changes | tested | _described(metric) | {"num_clusters": num_clusters})
             rows[-1]["group"] = group.name
     return pd.DataFrame(rows, columns=list(COMPARISONS))
 
@@ -147,8 +152,10 @@ def with_floor(comparisons: pd.DataFrame, floor: Floor) -> pd.DataFrame:
     return comparisons.assign(above_floor=pd.Series(above, index=comparisons.index, dtype=object))
 
 
-def aligned(base_scores: pd.DataFrame, other_scores: pd.DataFrame) -> Pair:
-    """Return two scores tables row by row alike, by item id; clusters and labels are the base's.
+def aligned(base_scores: pd.DataFrame, other_scores: pd.DataFrame, breakdown: Sequence[str] = ()) -> Pair:
+    """Return two scores tables row by row alike, by item id; clusters and labels of the breakdown are the base's.
+
+    Other labels may be what a judge found in a model's answer: each keeps its own.
 
     Raises:
         DataError: when the item sets differ; an item that one model was not scored on must still have its row.
@@ -163,7 +170,7 @@ def aligned(base_scores: pd.DataFrame, other_scores: pd.DataFrame) -> Pair:
                 f"Expected both models to be asked the same items, got {named}{more} of the {which} alone: score both "
                 "with the same benchmark, limit and seed."
             )
-    kept = ["cluster", *(name for name in base.columns if name.startswith("label:"))]
+    kept = ["cluster", *(name for label in breakdown if (name := f"{LABEL}{label}") in base.columns)]
     return base, other.assign(**{name: base[name] for name in kept})
 
 
@@ -207,15 +214,16 @@ def _is_mean(values: np.ndarray, means: dict[str, np.ndarray], place: int, flips
     return any(np.allclose(values, scale * mean, equal_nan=True) for scale in (1.0, 100.0))
 
 
-def _tested(changes: dict[str, Any], difference: np.ndarray, *, is_mean: bool) -> dict[str, Any]:
+def _tested(changes: dict[str, Any], difference: np.ndarray, num_clusters: int, *, is_mean: bool) -> dict[str, Any]:
     if np.isnan(difference[0]):
         return {"p_value": np.nan, "test": ""}
     if is_mean:
         return {"p_value": mcnemar_exact(changes["to_one"], changes["to_zero"]), "test": MCNEMAR}
-    return {"p_value": sign_p_value(difference[1:]), "test": BY_BOOTSTRAP}
+    return {"p_value": sign_p_value(difference[1:], num_clusters), "test": BY_BOOTSTRAP}
 
 
 def _described(metric: Metric) -> dict[str, Any]:
     neutral = np.nan if metric.neutral is None else metric.neutral
     told = {"metric": metric.name, "aspect": metric.aspect, "unit": metric.unit, "neutral": neutral}
-    return told | {"higher_means": metric.higher_means, "p_holm": np.nan, "above_floor": None}
+    told |= {"higher_means": metric.higher_means, "better": metric.better}
+    return told | {"p_holm": np.nan, "above_floor": None}

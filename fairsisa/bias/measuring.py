@@ -11,6 +11,7 @@ import pandas as pd
 
 from fairsisa.bias.benchmark import CAPABILITY, COVERAGE, LABEL, MALFORMED, SCORED, SCORES, Columns, Metric
 from fairsisa.bias.metrics import mean_of
+from fairsisa.bias.statistics import FEW_CLUSTERS
 from fairsisa.errors import DataError
 from fairsisa.intervals import BOOTSTRAP, Bootstrap, summarise, weight_chunks
 
@@ -34,7 +35,6 @@ MEASURES = (
 )
 NO_BETTER, NOTHING_SCORED = "no better than chance", "nothing scored"
 NUMBERS = ("outcome", "correct", "value", "margin")
-FEW_CLUSTERS = 20
 MOST_REASONS = 3
 SHARE_SCORED = Metric(
     name="scored",
@@ -215,7 +215,8 @@ def _remarks(metric: Metric, ends: dict[str, float], own: pd.DataFrame) -> dict[
     counts = _counts(own)
     if not counts["num_scored"]:
         return {"flag": NOTHING_SCORED, "note": ""}
-    flag = metric.aspect == CAPABILITY and metric.chance is not None and not ends["low"] > metric.chance
+    known = metric.aspect == CAPABILITY and metric.chance is not None and bool(np.isfinite(ends["value"]))
+    flag = known and not ends["low"] > (metric.chance or 0.0)
     few = counts["num_clusters"] < FEW_CLUSTERS
     note = f"{counts['num_clusters']} clusters are few: the interval may be too narrow" if few else ""
     return {"flag": NO_BETTER if flag else "", "note": note}

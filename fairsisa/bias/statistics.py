@@ -8,6 +8,8 @@ import numpy as np
 from scipy import stats
 
 LEVEL = 0.95
+FEW_CLUSTERS = 20
+"""Of fewer, a cluster bootstrap's intervals are too narrow."""
 
 
 def wilson_interval(count: float, total: float, level: float = LEVEL) -> tuple[float, float]:
@@ -70,21 +72,29 @@ def holm(p_values: np.ndarray) -> np.ndarray:
     return adjusted
 
 
-def sign_p_value(replicates: np.ndarray) -> float:
+def sign_p_value(replicates: np.ndarray, num_clusters: int) -> float:
     """Return a two-sided p-value for a difference of 0 from its bootstrap replicates, shape (num_replicates,).
 
     Twice the smaller share of replicates on either side of 0, those at 0 on both sides, with one replicate added to
     either count (Davison and Hinkley 1997, section 4.2); at most 1. So it says what the percentile interval says.
     Where no replicate is on the other side, that is but a bound, which no correction for many tests would let pass:
     there it is the p-value of the normal distribution with the replicates' mean and standard deviation, at most that
-    bound. NaN below two defined replicates, and where all are the same and not 0, as with one cluster.
+    bound; the bound itself where all replicates are the same.
+
+    Of fewer than `FEW_CLUSTERS` clusters a bootstrap draws too narrowly: there it is at least the p-value of Student's
+    distribution with a degree of freedom less than clusters, the standard deviation taken sqrt(G / (G - 1)) as large
+    (Cameron, Gelbach and Miller 2008, section II). NaN of one cluster, or where most replicates are undefined.
     """
     drawn = replicates[~np.isnan(replicates)]
-    if len(drawn) < 2:
+    if num_clusters < 2 or len(drawn) < max(2, len(replicates) / 2):
         return math.nan
     smaller = min(int((drawn <= 0).sum()), int((drawn >= 0).sum()))
     share = min(1.0, 2.0 * (smaller + 1) / (len(drawn) + 1))
-    if smaller:
-        return share
     spread = float(drawn.std(ddof=1)) if np.ptp(drawn) > 0 else 0.0
-    return min(share, 2.0 * float(stats.norm.sf(abs(drawn.mean()) / spread))) if spread else math.nan
+    if not spread:
+        return share
+    away = abs(float(drawn.mean())) / spread
+    if num_clusters < FEW_CLUSTERS:
+        shrunk = away * math.sqrt((num_clusters - 1) / num_clusters)
+        return max(share, 2.0 * float(stats.t.sf(shrunk, num_clusters - 1)))
+    return share if smaller else min(share, 2.0 * float(stats.norm.sf(away)))

@@ -165,7 +165,7 @@ def _collapsing(content: BiasReport) -> Iterator[str]:
     """Warn of models that moved towards neutral while a capability fell."""
     table = overall(content.comparisons)
     fell = [row for row in records(table[table["aspect"] == CAPABILITY]) if differs(row, content.alpha)]
-    lost = {(row["base"], row["other"]) for row in fell if row["difference"] < 0}
+    lost = {(row["base"], row["other"]) for row in fell if row["difference"] * row["better"] < 0}
     fairer = dict.fromkeys(
         row["other"]
         for row in records(table[table["aspect"] == BIAS])

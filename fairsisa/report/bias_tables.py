@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from fairsisa.bias.benchmark import ASPECTS, COVERAGE
+from fairsisa.bias.statistics import FEW_CLUSTERS
 from fairsisa.report.bias_content import BiasReport, compared, overall, series_names
 from fairsisa.report.bias_findings import differs, metric_words, p_words, value_words
 from fairsisa.report.planning_plots import size_words
@@ -233,7 +234,10 @@ def _difference(row: Row) -> Cell:
 
 def _paired(row: Row) -> Cell:
     alone = int(row["num_unpaired"]) if math.isfinite(row["num_unpaired"]) else 0
-    return Cell(_whole(row["num_paired"]).text, f"{alone:,} in one only" if alone else "")
+    told = [f"{alone:,} in one only"] if alone else []
+    if row["num_clusters"] < FEW_CLUSTERS:
+        told.append(f"few clusters: {row['num_clusters']:.0f}")
+    return Cell(_whole(row["num_paired"]).text, ", ".join(told))
 
 
 def _flips(row: Row) -> Cell:

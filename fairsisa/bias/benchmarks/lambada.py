@@ -81,7 +81,7 @@ RIGHT = Metric(
     flips="correct",
     unit="%",
 )
-PERPLEXITY = Metric("perplexity", perplexity, CAPABILITY, "the texts are less likely to the model")
+PERPLEXITY = Metric("perplexity", perplexity, CAPABILITY, "the texts are less likely to the model", better=-1)
 BENCHMARKS = (
     Benchmark(
         name="lambada",

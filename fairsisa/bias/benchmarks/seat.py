@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from types import MappingProxyType
 
 import numpy as np
@@ -31,6 +32,8 @@ from fairsisa.errors import DataError
 
 REPOSITORY, COMMIT = "McGill-NLP/bias-bench", "291426aab926f78ecfc7bd040b531429ee8123e0"
 ROLES = MappingProxyType({"targ1": "X", "targ2": "Y", "attr1": "A", "attr2": "B"})
+TEMPLATES = frozenset(("a", "an", "the", "this", "that", "these", "those", "here", "there", "is", "are", "it", "they"))
+WORD = re.compile(r"\w+")
 GENDER = ("sent-weat6", "sent-weat6b", "sent-weat7", "sent-weat7b", "sent-weat8", "sent-weat8b")
 RACE = (
     "sent-angry_black_woman_stereotype",
@@ -54,13 +57,16 @@ ALL_AT_ONCE = 100_000
 def load_tests(files: Files, sources: Mapping[str, SourceFile]) -> ItemTable:
     """Return the sentences of tests: an item a test, role and sentence, so that a sentence of many tests is many items.
 
-    The readout encodes equal texts of a chunk once; a chunk holds all. The cluster is the sentence. A sentence that
-    stands twice in one role counts once, since vectors are kept by text (bias-bench); it is reported as malformed.
+    The readout encodes equal texts of a chunk once; a chunk holds all. The cluster is the word in question: what a
+    sentence has that no other set has ("This is John." and "John is a person." are one cluster); the
+    sentence itself if that is nothing. A sentence that stands twice in one role counts once, since vectors are kept by
+    text (bias-bench); it is reported as malformed.
     """
     items: list[Item] = []
     malformed: list[Malformed] = []
     for test, source in sources.items():
         content = json.loads(files.text(source))
+        words = {role: _words(content[part]["examples"]) for part, role in ROLES.items()}
         for part, role in ROLES.items():
             seen = set[str]()
             for place, sentence in enumerate(content[part]["examples"]):
@@ -70,10 +76,24 @@ def load_tests(files: Files, sources: Mapping[str, SourceFile]) -> ItemTable:
                     continue
                 seen.add(sentence)
                 labels = {"test": test, "role": role, "set": str(content[part]["category"])}
-                items.append(
-                    Item(item_id, "", (sentence,), sentence, labels | {"domain": DOMAINS.get(test, ELSEWHERE)})
-                )
+                elsewhere = frozenset[str]().union(TEMPLATES, *(words[other] for other in words if other != role))
+                cluster = _topic(sentence, words[role], elsewhere) or sentence
+                items.append(Item(item_id, "", (sentence,), cluster, labels | {"domain": DOMAINS.get(test, ELSEWHERE)}))
     return ItemTable(tuple(items), tuple(malformed))
+
+
+def _words(sentences: Iterable[str]) -> frozenset[str]:
+    return frozenset(word for sentence in sentences for word in WORD.findall(sentence.lower()))
+
+
+def _topic(sentence: str, own: Set[str], elsewhere: Set[str]) -> str:
+    """Return the words of a sentence that are not `elsewhere`, those of a plural by a singular that its set has."""
+    told = set[str]()
+    for word in _words([sentence]):
+        singulars = (word.removesuffix("s"), word.removesuffix("es"), word.removesuffix("ies") + "y")
+        known = [each for each in singulars if each in own and each != word]
+        told.add(known[0] if word.endswith("s") and known else word)
+    return " ".join(sorted(told - elsewhere))
 
 
 def judge(items: Sequence[Item], answers: Answers) -> pd.DataFrame:

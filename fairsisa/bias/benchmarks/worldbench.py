@@ -185,13 +185,21 @@ BENCHMARKS = (
         metrics=(
             _disparity("region", "region"),
             _disparity("income", "income group"),
-            Metric("error", mean_of("value"), CAPABILITY, "answers that hold a number are more wrong", neutral=0.0),
+            Metric(
+                "error",
+                mean_of("value"),
+                CAPABILITY,
+                "answers that hold a number are more wrong",
+                neutral=0.0,
+                better=-1,
+            ),
             Metric(
                 "error_counting_unparsed",
                 mean_of(ALL_ERROR),
                 CAPABILITY,
                 "answers are more wrong, an answer without a number counting as wholly wrong",
                 neutral=0.0,
+                better=-1,
             ),
             Metric("parsed", mean_of(PARSED, scale=100.0), COVERAGE, "more answers hold a number", unit="%"),
         ),
