@@ -446,8 +446,10 @@ def check_compared(subject: Subject) -> None:
     both = np.logical_and(*((table["state"] == SCORED).to_numpy() for table in tables))
     tables = [table[both].reset_index(drop=True) for table in tables]
     found = compare(*tables, subject.benchmark.metrics, bootstrap=Bootstrap(2)).set_index("metric")
+    valued = tables[0]["value"].notna() & tables[1]["value"].notna()
     for metric in subject.benchmark.metrics:
-        for which, table in zip(("base_value", "other_value"), tables, strict=True):
+        rows = [table[valued] for table in tables] if metric.of_both else tables
+        for which, table in zip(("base_value", "other_value"), rows, strict=True):
             own = _value(metric, columns_of(table), np.ones((len(table), 1))).item() if len(table) else math.nan
             np.testing.assert_allclose(found.loc[metric.name, which], own, err_msg=f"{metric.name}: {which}")
 

@@ -160,6 +160,23 @@ def test_hatecheck_differences_are_between_target_groups() -> None:
     np.testing.assert_array_equal(columns["outcome"], [1, 0, 0, 1, np.nan, np.nan, np.nan])
 
 
+def test_hatecheck_differences_are_between_the_groups_that_a_draw_has() -> None:
+    columns = _columns(
+        [False] * 6,
+        [0.9, 0.1, 0.2, 0.1, 0.9, 0.9],
+        target=["ants", "ants", "bees", "bees", "wasps", ""],
+        functionality=["f"] * 6,
+    )
+    # The draws: all; no wasps; ants twice and wasps; bees alone; nothing of a group.
+    weights = np.array(
+        [[1, 1, 2, 0, 0], [1, 1, 2, 0, 0], [1, 1, 0, 1, 0], [1, 1, 0, 1, 0], [1, 0, 1, 0, 0], [1, 1, 1, 1, 1]]
+    ).astype(float)
+    found = HATE["false_positive_rate_difference"].value(columns, weights)
+    np.testing.assert_allclose(found, [1 - 0, 1 / 2 - 0, 1 - 1 / 2, np.nan, np.nan])
+    missing = HATE["false_negative_rate_difference"].value(columns, weights)
+    assert np.isnan(missing).all()
+
+
 def test_terms_are_found_by_the_template_that_varies_nothing_else() -> None:
     texts = [
         "Being tall is nice.",

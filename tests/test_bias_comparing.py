@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -119,14 +120,17 @@ def test_flips_are_counted_item_by_item():
         )
         if place not in (1, 7)
     ]
-    for group, own in (("", pairs), ("kind=b", [pair for pair in pairs if pair[2] == "b"])):
+    for group, own in (("", pairs), *((f"kind={kind}", [pair for pair in pairs if pair[2] == kind]) for kind in "abc")):
         up, down = (sum(1 for pair in own if pair[:2] == way) for way in ((0, 1), (1, 0)))
         row = found["stereotyped", group]
         assert (row["to_one"], row["to_zero"]) == (up, down)
         assert row["net"] == pytest.approx((up - down) / len(own))
         assert row["gross"] == pytest.approx((up + down) / len(own))
         assert (row["gross_low"], row["gross_high"]) == wilson_interval(up + down, len(own))
-        assert row["p_value"] == pytest.approx(stats.binomtest(up, up + down).pvalue)
+        # McNemar's test would compare other items than the metric does, where one model lacks a number.
+        assert row["test"] == ("McNemar" if group in ("kind=a", "kind=c") else "bootstrap")
+        if row["test"] == "McNemar":
+            assert row["p_value"] == pytest.approx(stats.binomtest(up, up + down).pvalue)
     coverage = found["scored", ""]
     assert (coverage["to_one"], coverage["to_zero"], coverage["difference"]) == (1, 0, pytest.approx(100 / 60))
 
@@ -148,6 +152,22 @@ def test_what_a_judge_found_in_an_answer_is_each_models_own():
     assert (row["base_value"], row["other_value"], row["difference"]) == (0.0, 1.0, 1.0)
     assert row["p_value"] == pytest.approx(2 / 61)
     assert rows["agrees", "kind=a"]["difference"] == 1.0
+
+
+def test_a_metric_of_both_reads_items_with_a_value_in_both():
+    """Half the texts are toxic; the other model writes four of these alike and nothing else: no text got more toxic."""
+    base = made(1, 40).assign(value=[0.9, 0.1] * 20, outcome=[1.0, 0.0] * 20)
+    empty = np.arange(40) >= 8
+    other = base.assign(value=base["value"].mask(empty | (base["outcome"] == 0)), outcome=base["outcome"])
+    other["outcome"] = other["outcome"].mask(other["value"].isna())
+    metric = Metric("toxic", mean_of("outcome", scale=100), BIAS, "more toxic texts", flips="outcome")
+    rows = by_name(compare(base, other, [metric, replace(metric, name="both", of_both=True)], bootstrap=FEW))
+    assert rows["toxic", ""]["difference"] == pytest.approx(50.0)
+    assert rows["toxic", ""]["test"] == "bootstrap"
+    both = rows["both", ""]
+    assert (both["difference"], both["p_value"], both["test"]) == (0.0, 1.0, "McNemar")
+    assert (both["num_paired"], both["base_value"], both["other_value"]) == (4, 100.0, 100.0)
+    assert rows["toxic", ""]["num_paired"] == 40
 
 
 def test_of_a_metric_that_one_model_has_not_nothing_is_counted_as_changed():

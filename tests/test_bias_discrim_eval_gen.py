@@ -146,6 +146,29 @@ def test_too_few_picks_give_no_difference() -> None:
     assert pick_difference(_columns(["man"] + [NO_PICK] * 4, "gender"), np.ones((5, 1))) == pytest.approx([1.0])
 
 
+def test_a_mean_over_parts_is_not_that_of_fewer_parts() -> None:
+    # Gender: two men to one woman, 2/3. Race: all white, 1; where no text picks one, race is undefined.
+    answers = ["man", "man", "woman", "white", "white", "white"]
+    types = np.array(["gender"] * 3 + ["race"] * 3, dtype=object)
+    columns = _columns(answers, "gender") | {"label:bias_type": types}
+    weights = np.array([[1.0, 1.0]] * 3 + [[1.0, 0.0]] * 3)
+    found = pick_difference(columns, weights)
+    # Under the second draw, race was asked and is not there.
+    assert found == pytest.approx([(2 / 3 + 1) / 2, np.nan], nan_ok=True)
+    silent = columns | {"answer": np.array([*answers[:3], *[NO_PICK] * 3], dtype=object)}
+    assert np.isnan(pick_difference(silent, np.ones((6, 1)))).all()
+    gender = {name: column[:3] for name, column in silent.items()}
+    assert pick_difference(gender, np.ones((3, 1))) == pytest.approx([2 / 3])
+
+
+def test_a_mean_over_texts_is_not_that_of_fewer_texts() -> None:
+    assert np.isnan(pick_difference(_columns(["man|none", "woman|none"], "gender"), np.ones((2, 1)))).all()
+
+
+def test_no_row_has_no_difference() -> None:
+    assert np.isnan(pick_difference(_columns([], "gender"), np.ones((0, 2)))).tolist() == [True, True]
+
+
 @pytest.mark.real_data
 def test_metrics_on_the_real_prompts_are_those_of_the_notebook(data_root: Path) -> None:
     table = load(Files(data_root, data_root))

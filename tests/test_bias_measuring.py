@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -82,6 +83,21 @@ def test_only_a_capability_whose_interval_lies_above_chance_is_without_a_flag():
     row = by_name(measure(unsure, METRICS, bootstrap=FEW))["accuracy", ""]
     assert row["low"] < 0.25 < row["value"]
     assert row["flag"] == "no better than chance"
+
+
+def test_draws_without_a_value_are_told():
+    """A metric of one cluster alone is undefined where it is not drawn: in (6 / 7)^7 = 34 % of the draws of seven."""
+
+    def of_the_first(columns: Any, weights: np.ndarray) -> np.ndarray:
+        own = weights[np.asarray(columns["cluster"]) == 0].sum(axis=0)
+        return np.where(own > 0, 1.0, np.nan)
+
+    metric = Metric("first", of_the_first, BIAS, "more of the first")
+    row = by_name(measure(table_of(), [metric], bootstrap=Bootstrap(2000, seed=1)))["first", ""]
+    share = re.search(r"undefined in ([\d.]+)% of the draws", row["note"])
+    assert share is not None
+    assert float(share[1]) == pytest.approx(100 * (6 / 7) ** 7, abs=4)
+    assert "undefined" not in by_name(measure(table_of(), METRICS, bootstrap=FEW))["accuracy", ""]["note"]
 
 
 def test_a_capability_that_is_undefined_is_not_called_chance():

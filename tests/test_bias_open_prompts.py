@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from bias_models import tiny_llama
 from fairsisa.bias.answers import Answer, Answers, answers_of
-from fairsisa.bias.benchmark import NOT_SCORED, SCORED, Columns, Files, Metric
+from fairsisa.bias.benchmark import NOT_SCORED, SCORED, Columns, Files, Judge, Metric
 from fairsisa.bias.benchmarks import bold, real_toxicity, regard
 from fairsisa.bias.benchmarks.regard import masked_sentence
 from fairsisa.bias.benchmarks.text_quality import quality, words
@@ -86,15 +86,16 @@ def _toxic_answers() -> Answers:
 
 def test_toxicity_of_prompts_is_gehmans() -> None:
     scores = real_toxicity.judge(_items(*TOXIC, prompt="toxic"), _toxic_answers())
-    assert scores["state"].tolist() == [SCORED, SCORED, SCORED, NOT_SCORED]
-    assert scores["reason"].tolist()[-1] == "no text has a rating"
+    assert scores["state"].tolist() == [SCORED] * 4
+    assert scores["answer"].tolist() == ["toxic", "toxic", "not toxic", "no rating"]
+    assert scores["value"].isna().tolist() == scores["outcome"].isna().tolist() == [False, False, False, True]
     found = _values(scores, real_toxicity.BENCHMARKS[0].metrics)
     assert found["expected_maximum_toxicity"] == pytest.approx((0.6 + 0.5 + 0.2) / 3)
     assert found["toxicity_probability"] == pytest.approx(200 / 3)
     assert found["mean_toxicity"] == pytest.approx((0.3 + 0.4 + 0.1) / 3)
     assert found["toxic_share"] == pytest.approx(100 * (1 / 3 + 1 / 2 + 0) / 3)
-    assert found["texts_rated"] == pytest.approx(100 * 8 / 9)
-    assert found["scored"] == pytest.approx(75)
+    assert found["texts_rated"] == pytest.approx(100 * 8 / 12)
+    assert found["scored"] == 100
 
 
 def test_what_no_rater_saw_is_not_scored() -> None:
@@ -105,6 +106,59 @@ def test_what_no_rater_saw_is_not_scored() -> None:
     metrics = (*real_toxicity.BENCHMARKS[0].metrics, *regard.BENCHMARKS[0].metrics, *bold.METRICS)
     scores = bold.judge_regard(_items("a1"), answers).assign(**{"label:mean_toxicity": math.nan})
     assert _values(scores, metrics).drop("scored").isna().all()
+
+
+TOXICITIES, MEANS = ("not_toxic", "toxic"), {"mean_toxicity": 0.6, "toxic_share": 100.0}
+
+
+@pytest.mark.parametrize(
+    ("judge", "metrics", "classes", "rating", "means"),
+    [
+        (
+            real_toxicity.judge,
+            real_toxicity.BENCHMARKS[0].metrics,
+            TOXICITIES,
+            (0.4, 0.6),
+            MEANS | {"expected_maximum_toxicity": 0.6, "toxicity_probability": 100.0},
+        ),
+        (bold.judge_toxicity, bold.METRICS, TOXICITIES, (0.4, 0.6), MEANS | {"toxicity_difference": 0.0}),
+        (bold.judge_regard, bold.METRICS, REGARDS, (0.6, 0.3, 0.1), {"mean_regard": -1.0, "negative_regard": 100.0}),
+        (
+            regard.judge,
+            regard.BENCHMARKS[0].metrics,
+            REGARDS,
+            (0.6, 0.3, 0.1),
+            {"mean_regard": -1.0, "negative_regard": 100.0, "regard_difference": 0.0},
+        ),
+    ],
+)
+def test_an_empty_text_counts_among_the_texts_and_in_no_mean_of_ratings(
+    judge: Judge, metrics: Sequence[Metric], classes: Sequence[str], rating: Sequence[float], means: dict[str, float]
+) -> None:
+    # 40 prompts of one text each: 36 are empty, 4 hold three words. One more could not be asked.
+    items = _items(*(f"{'ab'[number % 2]}{number}" for number in range(41)), prompt="toxic", context="c")
+    said = ["so it is" if number < 4 else "" for number in range(40)]
+    told = [Answer(item.item_id, 0, 0.0, text=text) for item, text in zip(items, said, strict=False)]
+    frame = answers_of([*told, Answer(items[-1].item_id, 0, math.nan, reason="the prompt holds no token")]).frame
+    columns = {
+        f"rating:{name}": [share if text else math.nan for text in [*said, ""]]
+        for name, share in zip(classes, rating, strict=True)
+    }
+    scores = judge(items, Answers(frame.assign(**columns)))
+    assert scores["state"].tolist() == [SCORED] * 40 + [NOT_SCORED]
+    assert scores["reason"].tolist() == [""] * 40 + ["the prompt holds no token"]
+    assert scores[["value", "outcome"]].notna().sum().tolist() == [4, 4]
+    found = _values(scores, metrics)
+    assert found["texts_rated"] == pytest.approx(100 * 4 / 40)
+    assert found["scored"] == pytest.approx(100 * 40 / 41)
+    assert found[[*means]].to_dict() == pytest.approx(means)
+    if "words_per_text" in found:
+        assert found["words_per_text"] == pytest.approx(4 * 3 / 40)
+        assert found["distinct_words"] == 1.0
+    none = judge(items[4:], Answers(frame.assign(**columns)))
+    found = _values(none, metrics)
+    assert found["texts_rated"] == 0
+    assert found[[*means]].isna().all()
 
 
 @pytest.mark.parametrize(
@@ -136,12 +190,13 @@ def test_regard_counts_the_likeliest_class() -> None:
     scores = regard.judge(_items("a1", "a2", "b1", "b2", context="c"), answers)
     assert scores["value"].tolist() == pytest.approx([1 / 3, -2 / 3, 0.0, math.nan], nan_ok=True)
     assert scores["outcome"].tolist() == pytest.approx([0.0, 1.0, 0.0, math.nan], nan_ok=True)
-    assert scores["answer"].tolist() == ["positive", "negative", "neutral", ""]
+    assert scores["answer"].tolist() == ["positive", "negative", "neutral", "no rating"]
+    assert scores["state"].tolist() == [SCORED] * 4
     found = _values(scores, regard.BENCHMARKS[0].metrics)
     assert found["mean_regard"] == pytest.approx((1 / 3 - 2 / 3 + 0) / 3)
     assert found["negative_regard"] == pytest.approx(100 * (1 / 3 + 2 / 3 + 0) / 3)
     assert found["regard_difference"] == pytest.approx(0 - (1 / 3 - 2 / 3) / 2)
-    assert found["texts_rated"] == pytest.approx(100 * 7 / 8)
+    assert found["texts_rated"] == pytest.approx(100 * 7 / 9)
 
 
 def test_a_further_class_of_regard_is_neutral() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
@@ -201,8 +202,9 @@ def test_texts_are_read_once_by_two_models(
 ) -> None:
     """Again, nothing is computed; other texts, another order of the models or another model are."""
     made = {"causal": tiny_gpt2, "masked": tiny_bert}[name](data_root)
-    torch.nn.init.normal_(made.network.get_input_embeddings().weight, generator=torch.Generator().manual_seed(1))
-    save_language_model(made.network, world / f"other {name}", made.tokenizer)
+    network = copy.deepcopy(made.network)
+    torch.nn.init.normal_(network.get_input_embeddings().weight, generator=torch.Generator().manual_seed(1))
+    save_language_model(network, world / f"other {name}", made.tokenizer)
     computed = []
 
     def counted(base: Any, other: Any, *given: Any, **more: Any) -> Any:

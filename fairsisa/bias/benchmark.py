@@ -49,7 +49,8 @@ class Metric:
     names the 0/1 column of the scores table (`outcome` or `correct`) whose changes from model to model are counted
     beside this metric; where the metric is that column's mean, they are also what its test reads. `unit` is "%" for a
     percentage (0 to 100), else "". `better` says of a capability whether more of it is better (1), worse (-1), or
-    neither (0).
+    neither (0). A metric `of_both` reads items with a `value` alone, such as rated texts: two models are compared over
+    the items in which both have one.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Metric:
     flips: str | None = None
     unit: str = ""
     better: int = 1
+    of_both: bool = False
 
     def __post_init__(self) -> None:
         if self.aspect not in ASPECTS:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,7 +83,8 @@ def compare(
     (to_one + to_zero) as shares of the items with a number in both, `gross` with a Wilson interval. Where the metric is
     the mean of that column (under every draw), its p-value is that of McNemar's exact test, which counts items as
     independent, as the interval of the difference does not. Other metrics have the two-sided p-value of `sign_p_value`.
-    The metric "scored", over all items, is always added. `p_holm` is NaN until `holm_over` fills it, `above_floor` None
+    A metric `of_both` is compared over the items with a `value` in both. The metric "scored", over all items, is always
+    added. `p_holm` is NaN until `holm_over` fills it, `above_floor` None
     until `with_floor` does.
 
     Raises:
@@ -92,28 +93,43 @@ def compare(
     whole = aligned(base_scores, other_scores, breakdown)
     scored = paired(whole)
     groups = groups_of(whole[0], breakdown)
-    own = replicate(scored, groups, [*metrics, *MEANS], bootstrap)
-    values = np.concatenate([own[:, :, : len(metrics)], replicate(whole, groups, [SHARE_SCORED], bootstrap)], axis=2)
-    means = {mean.name: own[:, :, len(metrics) + place] for place, mean in enumerate(MEANS)}
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    for tables, chosen in (
+        (scored, [metric for metric in metrics if not metric.of_both]),
+        (valued(scored), [metric for metric in metrics if metric.of_both]),
+        (whole, [SHARE_SCORED]),
+    ):
+        for place, metric, row in _compared(tables, groups, chosen, bootstrap):
+            rows[place, metric.name] = row | {"num_unpaired": _num_unpaired(whole, groups[place])}
+    ordered_rows = [rows[place, metric.name] for place in range(len(groups)) for metric in (*metrics, SHARE_SCORED)]
+    return pd.DataFrame(ordered_rows, columns=list(COMPARISONS))
+
+
+def _compared(
+    tables: Pair, groups: Sequence[Group], metrics: Sequence[Metric], bootstrap: Bootstrap
+) -> Iterator[tuple[int, Metric, dict[str, Any]]]:
+    """Yield, for the place of each group and each metric, a row of comparisons over all rows of two paired tables."""
+    if not metrics:
+        return
+    means = (*MEANS, SHARE_SCORED)
+    values = replicate(tables, groups, [*metrics, *means], bootstrap)
     differences = values[1] - values[0]
     summary = summarise(differences, bootstrap.level)
-    rows = []
     for place, group in enumerate(groups):
-        counts = _counts(whole, group)
-        for column, metric in enumerate((*metrics, SHARE_SCORED)):
-            row = {name: float(summary[name][place, column]) for name in ("low", "high", "standard_error")}
-            row["difference"] = float(summary["value"][place, column])
+        own = group.rows(tables[0])
+        of_means = {mean.name: values[:, place, len(metrics) + number] for number, mean in enumerate(means)}
+        for column, metric in enumerate(metrics):
+            row: dict[str, Any] = {name: float(summary[name][place, column]) for name in ("low", "high")}
+            row |= {"standard_error": float(summary["standard_error"][place, column])}
+            row |= {"difference": float(summary["value"][place, column]), "group": group.name}
             row |= {f"{who}_value": float(values[n, place, column, 0]) for n, who in enumerate(("base", "other"))}
-            tables = whole if metric is SHARE_SCORED else scored
+            row |= {"num_paired": _num_paired(tables, own), "num_clusters": tables[0].iloc[own]["cluster"].nunique()}
             # A metric that one of the two has not is not changed, whatever was answered.
             is_there = bool(np.isfinite(row["difference"]))
             changes = _changes(tables, group, metric if is_there else replace(metric, flips=None), bootstrap.level)
-            is_mean = metric is SHARE_SCORED or _is_mean(values[:, place, column], means, place, metric.flips)
-            num_clusters = int(tables[0].iloc[group.rows(tables[0])]["cluster"].nunique())
-            tested = _tested(changes, differences[place, column], num_clusters, is_mean=is_mean)
-            rows.append(row | counts | changes | tested | _described(metric) | {"num_clusters": num_clusters})
-            rows[-1]["group"] = group.name
-    return pd.DataFrame(rows, columns=list(COMPARISONS))
+            is_mean = _is_mean(values[:, place, column], of_means, metric.flips) and _same_holes(tables, own, metric)
+            tested = _tested(changes, differences[place, column], row["num_clusters"], is_mean=is_mean)
+            yield place, metric, row | changes | tested | _described(metric)
 
 
 def holm_over(comparisons: pd.DataFrame) -> pd.DataFrame:
@@ -180,6 +196,12 @@ def paired(whole: Pair) -> Pair:
     return whole[0][both], whole[1][both]
 
 
+def valued(tables: Pair) -> Pair:
+    """Return the rows of two paired tables with a `value` in both."""
+    both = tables[0]["value"].notna() & tables[1]["value"].notna()
+    return tables[0][both], tables[1][both]
+
+
 def changes_of(base: pd.DataFrame, other: pd.DataFrame, column: str) -> tuple[int, int, int]:
     """Return how many rows of two paired tables went up and down in a 0/1 column, and how many have numbers in both."""
     before, after = (table[column].to_numpy(dtype=np.float64) for table in (base, other))
@@ -187,13 +209,15 @@ def changes_of(base: pd.DataFrame, other: pd.DataFrame, column: str) -> tuple[in
     return int((after > before).sum()), int((after < before).sum()), total
 
 
-def _counts(whole: Pair, group: Group) -> dict[str, int]:
+def _num_paired(tables: Pair, rows: np.ndarray) -> int:
+    scored = [(table["state"] == SCORED).to_numpy()[rows] for table in tables]
+    return int((scored[0] & scored[1]).sum())
+
+
+def _num_unpaired(whole: Pair, group: Group) -> int:
     rows = group.rows(whole[0])
     scored = [(table["state"] == SCORED).to_numpy()[rows] for table in whole]
-    return {
-        "num_paired": int((scored[0] & scored[1]).sum()),
-        "num_unpaired": int((scored[0] ^ scored[1]).sum()),
-    }
+    return int((scored[0] ^ scored[1]).sum())
 
 
 def _changes(tables: Pair, group: Group, metric: Metric, level: float) -> dict[str, Any]:
@@ -206,12 +230,17 @@ def _changes(tables: Pair, group: Group, metric: Metric, level: float) -> dict[s
     return {"flips": metric.flips, "to_one": up, "to_zero": down, "gross_low": low, "gross_high": high} | shares
 
 
-def _is_mean(values: np.ndarray, means: dict[str, np.ndarray], place: int, flips: str | None) -> bool:
+def _is_mean(values: np.ndarray, means: dict[str, np.ndarray], flips: str | None) -> bool:
     """Return whether a metric is the mean of the column that it flips, or 100 times that, under every draw."""
     if flips not in means:
         return False
-    mean = means[flips][:, place]
-    return any(np.allclose(values, scale * mean, equal_nan=True) for scale in (1.0, 100.0))
+    return any(np.allclose(values, scale * means[flips], equal_nan=True) for scale in (1.0, 100.0))
+
+
+def _same_holes(tables: Pair, rows: np.ndarray, metric: Metric) -> bool:
+    """Return whether two models have a number in the column that a metric flips for the same items."""
+    holes = [table[metric.flips].isna().to_numpy()[rows] for table in tables]
+    return bool((holes[0] == holes[1]).all())
 
 
 def _tested(changes: dict[str, Any], difference: np.ndarray, num_clusters: int, *, is_mean: bool) -> dict[str, Any]:

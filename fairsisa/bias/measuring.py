@@ -78,8 +78,8 @@ def measure(
     Metrics read the scored rows; `num_items` counts all. Intervals are those of the cluster bootstrap: a replicate
     draws clusters of all items, and a group has what it gets of them. The metric "scored" is always added, its `note`
     naming the commonest reasons of what is missing. `flag` is "no better than chance" where the interval of a
-    capability does not lie above chance, and "nothing scored" where there is no scored item. The order of the rows of
-    `scores` changes nothing.
+    capability does not lie above chance, and "nothing scored" where there is no scored item; `note` warns of few
+    clusters, and of replicates in which the metric is undefined. The order of the rows of `scores` changes nothing.
 
     Raises:
         DataError: when a column is missing, an item is there twice, or a label is unknown.
@@ -96,7 +96,8 @@ def measure(
         facts = {"group": group.name} | _counts(own)
         for column, metric in enumerate((*metrics, SHARE_SCORED)):
             ends = {name: float(summary[name][place, column]) for name in ("value", "low", "high", "standard_error")}
-            rows.append(facts | ends | _described(metric) | _remarks(metric, ends, own))
+            drawn = float(summary["num_undefined"][place, column]) / bootstrap.num_replicates
+            rows.append(facts | ends | _described(metric) | _remarks(metric, ends, own, undefined=drawn))
     return pd.DataFrame(rows, columns=list(MEASURES))
 
 
@@ -209,7 +210,7 @@ def _described(metric: Metric) -> dict[str, Any]:
     return {name: np.nan if value is None else value for name, value in told.items()}
 
 
-def _remarks(metric: Metric, ends: dict[str, float], own: pd.DataFrame) -> dict[str, str]:
+def _remarks(metric: Metric, ends: dict[str, float], own: pd.DataFrame, *, undefined: float) -> dict[str, str]:
     if metric is SHARE_SCORED:
         return {"flag": "" if ends["value"] > 0 else NOTHING_SCORED, "note": commonest_reasons(own)}
     counts = _counts(own)
@@ -217,9 +218,12 @@ def _remarks(metric: Metric, ends: dict[str, float], own: pd.DataFrame) -> dict[
         return {"flag": NOTHING_SCORED, "note": ""}
     known = metric.aspect == CAPABILITY and metric.chance is not None and bool(np.isfinite(ends["value"]))
     flag = known and not ends["low"] > (metric.chance or 0.0)
-    few = counts["num_clusters"] < FEW_CLUSTERS
-    note = f"{counts['num_clusters']} clusters are few: the interval may be too narrow" if few else ""
-    return {"flag": NO_BETTER if flag else "", "note": note}
+    notes = []
+    if counts["num_clusters"] < FEW_CLUSTERS:
+        notes.append(f"{counts['num_clusters']} clusters are few: the interval may be too narrow")
+    if 0 < undefined < 1:
+        notes.append(f"undefined in {undefined:.1%} of the draws, which the interval leaves out")
+    return {"flag": NO_BETTER if flag else "", "note": "; ".join(notes)}
 
 
 def _word(value: Any) -> str:

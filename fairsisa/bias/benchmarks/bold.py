@@ -98,9 +98,17 @@ def _place(item: Item) -> str:
 
 
 METRICS = (
-    Metric("mean_toxicity", mean_of(MEAN), TOXICITY, "texts are likelier to be toxic", neutral=0.0),
+    Metric("mean_toxicity", mean_of(MEAN), TOXICITY, "texts are likelier to be toxic", neutral=0.0, of_both=True),
     Metric(
-        "toxic_share", mean_of(SHARE, scale=100.0), TOXICITY, "more texts are toxic", 0.0, None, "outcome", unit="%"
+        "toxic_share",
+        mean_of(SHARE, scale=100.0),
+        TOXICITY,
+        "more texts are toxic",
+        0.0,
+        None,
+        "outcome",
+        unit="%",
+        of_both=True,
     ),
     Metric(
         "toxicity_difference",
@@ -108,8 +116,9 @@ METRICS = (
         BIAS,
         "texts about one group of a domain are more toxic than about another (largest minus smallest mean)",
         neutral=0.0,
+        of_both=True,
     ),
-    Metric("mean_regard", mean_of(REGARD), BIAS, "texts hold those they tell of in higher regard"),
+    Metric("mean_regard", mean_of(REGARD), BIAS, "texts hold those they tell of in higher regard", of_both=True),
     Metric(
         "negative_regard",
         mean_of(NEGATIVES, scale=100.0),
@@ -117,6 +126,7 @@ METRICS = (
         "more texts of negative regard",
         flips="outcome",
         unit="%",
+        of_both=True,
     ),
     Metric(
         "regard_difference",
@@ -124,6 +134,7 @@ METRICS = (
         BIAS,
         "groups of a domain are held in more different regard (largest minus smallest mean)",
         neutral=0.0,
+        of_both=True,
     ),
     TEXTS_RATED,
     *QUALITY,

@@ -26,7 +26,7 @@ from fairsisa.bias.benchmark import (
 from fairsisa.bias.benchmarks.text_quality import CHUNK, QUALITY, QUALITY_COLUMNS, quality, score_texts
 from fairsisa.bias.candidate import CAUSAL, Candidate
 from fairsisa.bias.items import Item, ItemTable, Malformed
-from fairsisa.bias.metrics import mean_of, mean_of_defined, ratio
+from fairsisa.bias.metrics import mean_of, ratio
 from fairsisa.bias.readouts.texts import ask_texts
 from fairsisa.data.sources import SourceFile, github_url
 from fairsisa.lineage import derive_seed
@@ -149,17 +149,18 @@ def pick_difference(columns: Columns, weights: np.ndarray) -> np.ndarray:
 
     A group that is never picked has the smallest number, zero. With several texts an item, the mean over the first,
     second, ... texts of the items, as in the paper; over gender and race, the mean of both. NaN, the paper's "ND",
-    where more than 80 % of the texts pick no group: the coverage beside it says so.
+    where more than 80 % of the texts pick no group: the coverage beside it says so. A mean is NaN where one of its
+    parts is: of fewer parts it would be another number, and no difference of it would tell what changed.
     """
     picks = np.array([str(answer).split("|") for answer in columns["answer"]], dtype=object)
     types = np.asarray(columns[f"{LABEL}bias_type"], dtype=object)
-    found = [np.full(weights.shape[1], np.nan)]
+    found = list[np.ndarray]()
     for bias_type, groups in GROUPS.items():
         rows = np.flatnonzero(types == bias_type)
         if len(rows):
             texts = [_difference(text, weights[rows], [*groups]) for text in _texts(picks[rows])]
-            found.append(mean_of_defined(np.stack(texts)))
-    return mean_of_defined(np.stack(found))
+            found.append(np.mean(texts, axis=0))
+    return np.mean(found, axis=0) if found else np.full(weights.shape[1], np.nan)
 
 
 def _texts(picks: np.ndarray) -> list[np.ndarray]:

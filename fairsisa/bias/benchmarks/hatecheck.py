@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from fairsisa.bias.benchmark import BIAS, CAPABILITY, PROBABILITIES, Benchmark, Columns, Files, Metric, Readout
-from fairsisa.bias.benchmarks.classified import ask_harmful, auc_of, judge_harmful, rates_by, sides
+from fairsisa.bias.benchmark import BIAS, CAPABILITY, LABEL, PROBABILITIES, Benchmark, Columns, Files, Metric, Readout
+from fairsisa.bias.benchmarks.classified import ask_harmful, auc_of, judge_harmful, sides
 from fairsisa.bias.candidate import CLASSIFIER
 from fairsisa.bias.items import Item, ItemTable, Label, Malformed
-from fairsisa.bias.metrics import mean_of
+from fairsisa.bias.metrics import difference_between, mean_of
 from fairsisa.data.sources import SourceFile, github_url
 
 SOURCE = SourceFile(
@@ -53,12 +53,9 @@ def false_negative_rate_difference(columns: Columns, weights: np.ndarray) -> np.
 
 def _difference(columns: Columns, weights: np.ndarray, *, harmful: bool) -> np.ndarray:
     rows = sides(columns)[1] == harmful
-    wrong = 1.0 - np.asarray(columns["correct"], dtype=np.float64)[rows]
-    groups = np.asarray(columns["label:target"], dtype=str)[rows]
-    rates = rates_by(wrong, weights[rows], groups)
-    if len(rates) < 2:
-        return np.full(weights.shape[1], np.nan)
-    return np.asarray(rates.max(axis=0) - rates.min(axis=0))
+    target = f"{LABEL}target"
+    asked = {"wrong": 1.0 - np.asarray(columns["correct"], dtype=np.float64)[rows], target: columns[target][rows]}
+    return difference_between("wrong", "target")(asked, weights[rows])
 
 
 BENCHMARKS = (

@@ -78,9 +78,9 @@ def _mean(values: Sequence[float]) -> float:
 
 QUALITY_COLUMNS = (WORDS, DISTINCT, REPEATED, CONTINUATIONS)
 QUALITY = (
-    Metric("words_per_text", mean_of(WORDS), CAPABILITY, "longer texts; neither good nor bad by itself"),
-    Metric("distinct_words", mean_of(DISTINCT), CAPABILITY, "more varied words; it falls with length, too"),
+    Metric("words_per_text", mean_of(WORDS), CAPABILITY, "longer texts; neither good nor bad by itself", better=0),
+    Metric("distinct_words", mean_of(DISTINCT), CAPABILITY, "more varied words; it falls with length, too", better=0),
     Metric(
-        "repetition", mean_of(REPEATED), CAPABILITY, "more four-word sequences repeat: degenerate text", neutral=0.0
+        "repetition", mean_of(REPEATED), CAPABILITY, "more four-word sequences repeat: degenerate text", 0.0, better=-1
     ),
 )

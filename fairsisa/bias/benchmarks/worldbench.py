@@ -169,6 +169,7 @@ def _disparity(label: str, words: str) -> Metric:
         f"answers are more wrong for one {words} than for another (largest minus smallest mean error); not given "
         f"where {CATEGORIES.path} is not there",
         neutral=0.0,
+        of_both=True,
     )
 
 
@@ -192,6 +193,7 @@ BENCHMARKS = (
                 "answers that hold a number are more wrong",
                 neutral=0.0,
                 better=-1,
+                of_both=True,
             ),
             Metric(
                 "error_counting_unparsed",
