@@ -19,7 +19,7 @@ from fairsisa.errors import DataError
 from fairsisa.intervals import Bootstrap
 from fairsisa.report.bias import BiasReport, findings, write_bias
 from fairsisa.report.bias_findings import differs, value_words
-from fairsisa.report.bias_plots import delta_map, margin_bins, metric_by_step, metric_forest
+from fairsisa.report.bias_plots import changed_by_margin, delta_map, margin_bins, metric_by_step, metric_forest
 
 FEW = Bootstrap(num_replicates=40)
 STEREOTYPED = Metric(
@@ -282,3 +282,15 @@ def test_the_forest_shows_models_that_failed_hollow(content):
     ax = metric_forest(table, [RANDOM]).axes[0]
     faces = [line.get_markerfacecolor() for line in ax.get_lines() if line.get_marker() == "o"]
     assert [face == "none" for face in faces] == [False, False, True]
+
+
+def test_a_panel_of_margins_has_a_line():
+    """The ninth model is not drawn, and so nor is the benchmark that it alone was asked."""
+    rows = [
+        {"other": f"m{model}", "benchmark": "rare" if model == 8 else "pairs", "margin": place / 20, "changed": False}
+        for model in range(9)
+        for place in range(20)
+    ]
+    axes = changed_by_margin(pd.DataFrame(rows), 0.95).axes
+    assert [ax.get_title() for ax in axes if ax.get_visible() and ax.has_data()] == ["pairs"]
+    assert not [ax for ax in axes if ax.get_title() == "rare"]

@@ -213,8 +213,9 @@ def _behaviour_figures(content: BiasReport) -> Iterator[Drawn]:
     drawn = content.behaviours[(content.behaviours["kl_forward"] > 0) & content.behaviours["flips"].notna()]
     if len(drawn):
         yield "flips", flips_by_divergence(content.behaviours), _scatter_words(content.behaviours, drawn)
-    margins = content.margins[content.margins["margin"].notna()]
-    if len(margins):
+    every = content.margins[content.margins["margin"].notna()]
+    if len(every):
+        margins = _without_steps(content, every, "other", most=len(SERIES))
         models = margins["other"].nunique()
         more = (
             f" The first {len(SERIES)} of {models} models are drawn; all are in the CSV."
@@ -225,7 +226,8 @@ def _behaviour_figures(content: BiasReport) -> Iterator[Drawn]:
             "margins",
             changed_by_margin(margins, content.level),
             "Share of items whose answer changed, by how sure the base was of its own; items in bins of about equal "
-            f"size, with {content.level:.0%} Wilson intervals. Close calls change first.{more}",
+            f"size, with {content.level:.0%} Wilson intervals. Close calls change first.{more}"
+            f"{_last_words(margins, every)}",
         )
 
 

@@ -110,6 +110,7 @@ def changed_by_margin(margins: pd.DataFrame, level: float) -> Figure:
     Wilson intervals. Margins of two benchmarks may be of different units.
     """
     models = list(dict.fromkeys(margins["other"]))[: len(SERIES)]
+    margins = margins[margins["other"].isin(models)]
     names = list(dict.fromkeys(margins["benchmark"]))[:MOST_PANELS]
     panels = _new_grid(len(names), height=2.8)
     for ax, benchmark in zip(panels, names, strict=False):
