@@ -113,7 +113,7 @@ def part_of(name: str, table: ItemTable) -> ItemTable:
     """Return few items, whole clusters, or whole tests where a test is judged as a whole."""
     if any("test" in item.labels for item in table.items):
         return ItemTable(tuple(item for item in table.items if item.labels["test"] in TESTS), table.malformed)
-    return limited(table, KEPT.get(name, FEW), seed=0)
+    return limited(table, KEPT.get(name, FEW), 0, benchmarks()[name].whole)
 
 
 def different(benchmark: Benchmark) -> list[Readout]:

@@ -17,6 +17,7 @@ from fairsisa.bias.association import associations, effect_size, permutation_p_v
 from fairsisa.bias.benchmark import Files
 from fairsisa.bias.benchmarks import seat
 from fairsisa.bias.catalogue import find_benchmark
+from fairsisa.bias.evaluation import limited
 from fairsisa.bias.items import Item
 from fairsisa.data.sources import SourceFile
 from fairsisa.errors import DataError
@@ -220,6 +221,16 @@ def _digest(text: str) -> str:
 
 
 @pytest.mark.real_data
+@pytest.mark.real_data
+def test_a_part_of_the_tests_has_whole_tests(data_root: Path, tmp_path: Path) -> None:
+    benchmark = find_benchmark("seat")[0]
+    whole = benchmark.load(Files(data_root, tmp_path))
+    part = limited(whole, 300, 0, benchmark.whole)
+    tests = {item.labels["test"] for item in part.items}
+    assert 300 <= len(part.items) < 1500
+    assert part.items == tuple(item for item in whole.items if item.labels["test"] in tests)
+
+
 @pytest.mark.real_data
 def test_sentences_about_one_word_are_one_cluster(data_root: Path, tmp_path: Path) -> None:
     """Clusters are found out by comparing sets; the words that the sentences were made from are in the word tests."""

@@ -127,7 +127,8 @@ class Benchmark:
 
     `load` gives the items. `metrics` are the same whatever the readout; `breakdown` names labels, for each value of
     which the metrics are given too. `licence` is that of the data, `source` its citation and `criticism` what is
-    published against it; a sentence each.
+    published against it; a sentence each. `whole` names the label of which a limited evaluation draws all items of a
+    value; without it, it draws clusters.
     """
 
     name: str
@@ -140,6 +141,7 @@ class Benchmark:
     criticism: str
     breakdown: tuple[str, ...] = ()
     files: tuple[SourceFile, ...] = ()
+    whole: str | None = None
 
     @property
     def kinds(self) -> tuple[str, ...]:

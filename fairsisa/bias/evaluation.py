@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -69,27 +70,23 @@ def with_malformed(scores: pd.DataFrame, table: ItemTable) -> pd.DataFrame:
     return pd.concat([scores, pd.DataFrame(rows, columns=list(SCORES))], ignore_index=True)
 
 
-def limited(table: ItemTable, limit: int | None, seed: int) -> ItemTable:
+def limited(table: ItemTable, limit: int | None, seed: int, label: str | None = None) -> ItemTable:
     """Return a random part of the items, in their order, whole clusters at a time, so that pairs stay together.
 
-    At least `limit` items are left, or all; the draw depends on the seed and the clusters' names alone.
+    With a `label`, what stays together are the items of one value of it. At least `limit` items are left, or all; the
+    draw depends on the seed and the names of the parts alone.
     """
     if limit is None or limit >= len(table.items):
         return table
-    clusters = sorted({item.cluster for item in table.items})
-    random.Random(seed).shuffle(clusters)
-    sizes = _sizes(table.items)
+    parts = [item.cluster if label is None else str(item.labels[label]) for item in table.items]
+    sizes = Counter(parts)
+    names = sorted(sizes)
+    random.Random(seed).shuffle(names)
     chosen, count = set[str](), 0
-    for cluster in clusters:
+    for name in names:
         if count >= limit:
             break
-        chosen.add(cluster)
-        count += sizes[cluster]
-    return ItemTable(tuple(item for item in table.items if item.cluster in chosen), table.malformed)
-
-
-def _sizes(items: Sequence[Item]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for item in items:
-        sizes[item.cluster] = sizes.get(item.cluster, 0) + 1
-    return sizes
+        chosen.add(name)
+        count += sizes[name]
+    kept = (item for item, part in zip(table.items, parts, strict=True) if part in chosen)
+    return ItemTable(tuple(kept), table.malformed)

@@ -87,7 +87,7 @@ class Session:
             files = Files(data_root(self.paths), Path(self.paths.cache).expanduser())
             whole = benchmark.load(files)
             self.benchmarks[benchmark.name] = benchmark
-            self.tables[benchmark.name] = limited(whole, self.settings.limit, self.settings.seed)
+            self.tables[benchmark.name] = limited(whole, self.settings.limit, self.settings.seed, benchmark.whole)
         return self.tables[benchmark.name]
 
     def rater(self, what: str) -> Rate:

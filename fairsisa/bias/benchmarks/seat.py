@@ -285,6 +285,7 @@ def _benchmark(name: str, title: str, sources: Mapping[str, SourceFile], source:
         ),
         breakdown=("test", "domain"),
         files=tuple(sources.values()),
+        whole="test",
     )
 
 
