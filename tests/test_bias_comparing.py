@@ -154,6 +154,13 @@ def test_what_a_judge_found_in_an_answer_is_each_models_own():
     assert rows["agrees", "kind=a"]["difference"] == 1.0
 
 
+def test_one_cluster_has_no_interval_and_tells_nothing_apart():
+    base, other = (made(seed).assign(cluster="all") for seed in (1, 2))
+    row = by_name(compare(base, other, METRICS, bootstrap=FEW))["gap", ""]
+    assert np.isfinite(row["difference"])
+    assert all(math.isnan(row[name]) for name in ("low", "high", "standard_error", "p_value"))
+
+
 def test_a_metric_of_both_reads_items_with_a_value_in_both():
     """Half the texts are toxic; the other model writes four of these alike and nothing else: no text got more toxic."""
     base = made(1, 40).assign(value=[0.9, 0.1] * 20, outcome=[1.0, 0.0] * 20)

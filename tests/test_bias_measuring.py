@@ -100,6 +100,13 @@ def test_draws_without_a_value_are_told():
     assert "undefined" not in by_name(measure(table_of(), METRICS, bootstrap=FEW))["accuracy", ""]["note"]
 
 
+def test_one_cluster_has_no_interval():
+    row = by_name(measure(table_of().assign(cluster="all"), METRICS, bootstrap=FEW))["accuracy", ""]
+    assert np.isfinite(row["value"])
+    assert all(math.isnan(row[name]) for name in ("low", "high", "standard_error"))
+    assert (row["flag"], row["note"]) == ("", "one cluster: no interval")
+
+
 def test_a_capability_that_is_undefined_is_not_called_chance():
     row = by_name(measure(table_of().assign(correct=math.nan), METRICS, bootstrap=FEW))["accuracy", ""]
     assert math.isnan(row["value"])

@@ -128,6 +128,9 @@ def test_an_arrow_stream_becomes_the_recorded_lines():
     assert [json.loads(line) for line in lines.decode().splitlines()] == rows
     assert "é" in lines.decode()
     assert tasks.jsonl_of_arrow(lines) == lines
+    for damaged in (b"", b"no stream"):
+        with pytest.raises(DataError, match="Expected JSON Lines or an Arrow stream, got neither"):
+            tasks.jsonl_of_arrow(damaged)
 
 
 # judgement

@@ -258,3 +258,33 @@ def test_wandb_is_told_offline_wherever_its_process_was_started(command, models,
         while wanted not in record.read_bytes():
             assert time.monotonic() < end, f"Expected W&B's own process to have written the metric to {record}."
             time.sleep(0.1)
+
+
+@pytest.mark.real_data
+def test_a_sweep_takes_the_flag_anywhere_and_models_one_by_one(command, models):
+    words = [f"model={models}/masked,{models}/second", "benchmarks=crows_pairs", *QUICK, "-m", "seed=0,1"]
+    status, out, err = command("bias", *words, "paths.root=swept")
+    assert status == 0, err
+    assert len({line for line in out.splitlines() if line.startswith("page: ")}) == 4
+    found = [pd.read_csv(path)["name"].tolist() for path in Path("swept").glob("bias-*/bias_models.csv")]
+    assert sorted(found) == [["masked"], ["masked"], ["second"], ["second"]]
+
+
+@pytest.mark.real_data
+def test_a_readout_for_models_of_another_kind_is_refused(command, models):
+    status, _, err = command("bias", f"model={models}/masked", "benchmarks=crows_pairs:joint", *QUICK, "out=none")
+    assert status != 0
+    assert "crows_pairs:joint asks causal models, and none of yours is one." in err
+    status, _, err = command("bias", f"model={models}/masked", "benchmarks=crows_pairs:jiont", *QUICK, "out=none")
+    assert status != 0
+    assert "no readout 'jiont'" in err
+
+
+def test_an_out_that_is_a_file_is_named(command, models):
+    Path("taken").write_text("mine")
+    for out in ("taken", "taken/below"):
+        status, _, err = command("bias", f"model={models}/masked", "benchmarks=crows_pairs", *QUICK, f"out={out}")
+        assert status != 0
+        assert f"The folder {out} cannot be made" in err
+        assert "Traceback" not in err
+    assert Path("taken").read_text() == "mine"

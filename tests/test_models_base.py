@@ -170,7 +170,7 @@ def test_pickled_weights_beside_safe_ones_are_not_read(weights_folder):
 @pytest.mark.parametrize("where", ["./nowhere", "/nowhere/at/all", "~/nowhere-at-all"])
 def test_a_folder_that_is_not_there_is_not_sought_on_the_hub(monkeypatch, where):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", failing_download(AssertionError("asked the hub")))
-    with pytest.raises(ModelError, match=f"to be a folder, 'minilm' or a hub id; {where} does not exist"):
+    with pytest.raises(ModelError, match=f"a model's folder, 'minilm' or a hub id; {where} is no folder"):
         find_base(ModelSettings(base=where))
 
 
@@ -185,7 +185,9 @@ def test_a_folder_that_is_not_there_is_not_sought_on_the_hub(monkeypatch, where)
 )
 def test_a_hub_id_that_cannot_be_had_names_the_cures(monkeypatch, error):
     monkeypatch.setattr(huggingface_hub, "snapshot_download", failing_download(error))
-    said = r"model\.base='some/model' is not in the hub's cache .*Connect, check the id, or set model\.base to a local"
+    said = (
+        "'some/model' is no folder here, not in the hub's cache, and .*Connect, check the name, or give a local folder"
+    )
     with pytest.raises(ModelError, match=said):
         find_base(ModelSettings(base="some/model"))
 
@@ -193,13 +195,13 @@ def test_a_hub_id_that_cannot_be_had_names_the_cures(monkeypatch, error):
 def test_the_hub_client_itself_offline_ends_in_the_same_error(monkeypatch, tmp_path):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(ModelError, match="'some/model' is not in the hub's cache"):
+    with pytest.raises(ModelError, match="'some/model' is no folder here, not in the hub's cache"):
         find_base(ModelSettings(base="some/model"))
 
 
 @pytest.mark.parametrize("name", ["a/b/c", "mini lm", "minilm-"])
 def test_what_can_be_no_hub_id_is_refused(name):
-    with pytest.raises(ModelError, match=f"model.base='{name}'"):
+    with pytest.raises(ModelError, match=f"The model '{name}' is no folder here"):
         find_base(ModelSettings(base=name))
 
 

@@ -284,6 +284,13 @@ def test_the_forest_shows_models_that_failed_hollow(content):
     assert [face == "none" for face in faces] == [False, False, True]
 
 
+def test_what_noise_alone_puts_above_neutral_is_not_told_apart_from_it(content):
+    sentence = "told apart from the neutral"
+    assert sentence in "\n".join(findings(content))
+    sizes = content.measures.assign(magnitude=True)
+    assert sentence not in "\n".join(findings(replace(content, measures=sizes)))
+
+
 def test_a_panel_of_margins_has_a_line():
     """The ninth model is not drawn, and so nor is the benchmark that it alone was asked."""
     rows = [

@@ -32,7 +32,7 @@ from fairsisa.bias.divergence import block_divergences
 from fairsisa.bias.evaluation import Evaluated
 from fairsisa.errors import ConfigError, ModelError
 from fairsisa.models.language import save_language_model
-from fairsisa.report.bias import BiasReport
+from fairsisa.report.bias import BiasReport, findings
 from fairsisa.runs import raters
 from fairsisa.runs.behaving import option_kl
 from fairsisa.runs.bias import bias_run
@@ -245,6 +245,30 @@ def test_other_models_are_compared_item_by_item(world: Path, data_root: Path, tm
     assert row["difference"] == pytest.approx(100 * change.mean())
     assert (row["to_one"], row["to_zero"]) == ((change > 0).sum(), (change < 0).sum())
     assert report.divergences.empty
+
+
+def test_what_could_not_be_compared_is_told(world: Path, data_root: Path, tmp_path: Path) -> None:
+    """Models of two kinds share no readout, and models of two vocabularies no tokens."""
+    report = compared(
+        world,
+        data_root,
+        tmp_path,
+        "causal",
+        "masked",
+        "stories/stories260K.bin",
+        benchmarks=("crows_pairs", "crows_pairs:joint"),
+        limit=6,
+        corpora=("wikitext2_test",),
+        num_blocks=2,
+        block_length=32,
+    )
+    told = findings(report)
+    assert "Not compared: masked (masked) is not asked crows_pairs as causal (causal) is." in told
+    pair = "stories260K.bin (causal) and causal (causal)"
+    assert f"Not compared: {pair} do not predict the same tokens of wikitext2_test: no KL over a vocabulary." in told
+    assert not [sentence for sentence in told if "could not be asked" in sentence]
+    # The default readout, named and not, is one.
+    assert not report.measures.duplicated(["model", "benchmark", "readout", "metric", "group"]).any()
 
 
 @pytest.mark.parametrize("answers", [LOG_LIKELIHOODS, PROBABILITIES, COMPLETIONS])

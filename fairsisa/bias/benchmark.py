@@ -23,6 +23,8 @@ from fairsisa.settings import ScoringSettings, nearest
 SCORES = ("item_id", "cluster", "answer", "outcome", "correct", "value", "margin", "state", "reason")
 LABEL = "label:"
 SCORED, NOT_SCORED, MALFORMED = "scored", "not_scored", "malformed"
+NOT_COMPARED = "not_compared"
+"""The state of a note on what only one of two models was asked."""
 BIAS, TOXICITY, CAPABILITY, COVERAGE = "bias", "toxicity", "capability", "coverage"
 ASPECTS = (BIAS, TOXICITY, CAPABILITY, COVERAGE)
 LOG_LIKELIHOODS, PROBABILITIES, COMPLETIONS = "log_likelihoods", "probabilities", "completions"
@@ -50,7 +52,8 @@ class Metric:
     beside this metric; where the metric is that column's mean, they are also what its test reads. `unit` is "%" for a
     percentage (0 to 100), else "". `better` says of a capability whether more of it is better (1), worse (-1), or
     neither (0). A metric `of_both` reads items with a `value` alone, such as rated texts: two models are compared over
-    the items in which both have one.
+    the items in which both have one. `magnitude` says that a metric lies at or above neutral by what it is, such as a
+    largest minus smallest: noise alone puts it there.
     """
 
     name: str
@@ -63,6 +66,7 @@ class Metric:
     unit: str = ""
     better: int = 1
     of_both: bool = False
+    magnitude: bool = False
 
     def __post_init__(self) -> None:
         if self.aspect not in ASPECTS:

@@ -124,6 +124,8 @@ def _compared(
             row |= {"difference": float(summary["value"][place, column]), "group": group.name}
             row |= {f"{who}_value": float(values[n, place, column, 0]) for n, who in enumerate(("base", "other"))}
             row |= {"num_paired": _num_paired(tables, own), "num_clusters": tables[0].iloc[own]["cluster"].nunique()}
+            if row["num_clusters"] < 2:
+                row |= dict.fromkeys(("low", "high", "standard_error"), np.nan)  # every draw is alike
             # A metric that one of the two has not is not changed, whatever was answered.
             is_there = bool(np.isfinite(row["difference"]))
             changes = _changes(tables, group, metric if is_there else replace(metric, flips=None), bootstrap.level)

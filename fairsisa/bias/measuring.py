@@ -30,6 +30,7 @@ MEASURES = (
     "neutral",
     "chance",
     "higher_means",
+    "magnitude",
     "flag",
     "note",
 )
@@ -93,9 +94,12 @@ def measure(
     rows = []
     for place, group in enumerate(groups):
         own = table.iloc[group.rows(table)]
-        facts = {"group": group.name} | _counts(own)
+        counts = _counts(own)
+        facts = {"group": group.name} | counts
         for column, metric in enumerate((*metrics, SHARE_SCORED)):
             ends = {name: float(summary[name][place, column]) for name in ("value", "low", "high", "standard_error")}
+            if counts["num_clusters"] < 2:
+                ends |= dict.fromkeys(("low", "high", "standard_error"), np.nan)  # of one cluster, every draw is alike
             drawn = float(summary["num_undefined"][place, column]) / bootstrap.num_replicates
             rows.append(facts | ends | _described(metric) | _remarks(metric, ends, own, undefined=drawn))
     return pd.DataFrame(rows, columns=list(MEASURES))
@@ -205,7 +209,7 @@ def _counts(own: pd.DataFrame) -> dict[str, int]:
 
 
 def _described(metric: Metric) -> dict[str, Any]:
-    names = ("aspect", "unit", "neutral", "chance", "higher_means")
+    names = ("aspect", "unit", "neutral", "chance", "higher_means", "magnitude")
     told = {name: getattr(metric, name) for name in names} | {"metric": metric.name}
     return {name: np.nan if value is None else value for name, value in told.items()}
 
@@ -216,10 +220,12 @@ def _remarks(metric: Metric, ends: dict[str, float], own: pd.DataFrame, *, undef
     counts = _counts(own)
     if not counts["num_scored"]:
         return {"flag": NOTHING_SCORED, "note": ""}
-    known = metric.aspect == CAPABILITY and metric.chance is not None and bool(np.isfinite(ends["value"]))
+    known = metric.aspect == CAPABILITY and metric.chance is not None and bool(np.isfinite(ends["low"]))
     flag = known and not ends["low"] > (metric.chance or 0.0)
     notes = []
-    if counts["num_clusters"] < FEW_CLUSTERS:
+    if counts["num_clusters"] < 2:
+        notes.append("one cluster: no interval")
+    elif counts["num_clusters"] < FEW_CLUSTERS:
         notes.append(f"{counts['num_clusters']} clusters are few: the interval may be too narrow")
     if 0 < undefined < 1:
         notes.append(f"undefined in {undefined:.1%} of the draws, which the interval leaves out")

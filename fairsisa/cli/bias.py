@@ -81,7 +81,7 @@ def _judge(config: Config) -> JudgeSettings:
 
 
 def _directory(config: Config, verb: str, *settings: Any) -> Path:
-    if config["out"] is not None:
+    if config["out"] not in (None, ""):
         return Path(str(config["out"])).expanduser()
     return asking.directory_of(*settings, root=paths_of(config).root, verb=verb)
 

@@ -51,7 +51,7 @@ def compose(root: str, overrides: Sequence[str]) -> dict[str, Any]:
             give is missing.
     """
     register_defaults()
-    overrides = [_quoted(_listed(root, override)) for override in overrides]
+    overrides = [_quoted(listed(root, override)) for override in overrides]
     for override in overrides:
         if "=" not in override and not override.startswith("~"):
             raise ConfigError(f"Expected settings written key=value, got {override!r}; see fairsisa --help.")
@@ -73,13 +73,14 @@ def compose(root: str, overrides: Sequence[str]) -> dict[str, Any]:
             raise ConfigError(_explained(error, overrides, known)) from error
 
 
-def _listed(root: str, override: str) -> str:
-    """Return an override of a list's single value as one of the list."""
+def listed(root: str, override: str, *, several: bool = False) -> str:
+    """Return an override of a list's single value as one of the list; of `several` between commas, as lists of one."""
     one, many = ONE_OF_MANY.get(root, ("", ""))
     key, sign, value = override.partition("=")
     if not sign or key != one:
         return override
-    return f"{many}={value if value[:1] == '[' else f'[{value}]'}"
+    values = value.split(",") if several and value[:1] != "[" else [value]
+    return f"{many}={','.join(each if each[:1] == '[' else f'[{each}]' for each in values)}"
 
 
 def _quoted(override: str) -> str:
@@ -164,11 +165,15 @@ def instantiate_loggers(nodes: Mapping[str, Any], run: Path) -> list[Any]:
     """Return the Lightning loggers that a config names, saving into `run`.
 
     Raises:
-        ConfigError: when a `_target_` is not one of `ALLOWED_TARGETS`, or stands anywhere but on top.
+        ConfigError: when a `_target_` is not one of `ALLOWED_TARGETS`, or stands anywhere but on top; when the folder
+            cannot be made.
     """
     for name, node in nodes.items():
         _require_allowed(name, node)
-    run.mkdir(parents=True, exist_ok=True)
+    try:
+        run.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"The folder {run} cannot be made ({error.strerror}): name another one.") from error
     return [_made_logger(name, dict(node), run) for name, node in nodes.items()]
 
 

@@ -10,8 +10,9 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from fairsisa.cli.composing import config_folder, plain_config, register_defaults
+from fairsisa.cli.composing import config_folder, listed, plain_config, register_defaults
 
+VALUED = ("--cfg", "-c", "--info", "-i")
 FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i")
 
 
@@ -22,5 +23,17 @@ def sweep(verb: str, root: str, words: Sequence[str], act: Callable[[dict[str, A
     def job(config: DictConfig) -> None:
         act(plain_config(config), list(HydraConfig.get().overrides.task))
 
-    sys.argv = [f"fairsisa {verb}", *words]
+    sys.argv = [f"fairsisa {verb}", *flags_first(root, words)]
     hydra.main(config_path=str(config_folder()), config_name=root, version_base="1.3")(job)()
+
+
+def flags_first(root: str, words: Sequence[str]) -> list[str]:
+    """Return Hydra's flags with their values, then the overrides: it knows them in this order alone.
+
+    Each value of a word that stands for a list's single one (`model=a,b`) becomes a list of one.
+    """
+    flags, overrides = list[str](), list[str]()
+    for word in words:
+        is_value = bool(flags) and flags[-1] in VALUED and "=" not in word and not overrides
+        (flags if word.startswith("-") or is_value else overrides).append(word)
+    return [*flags, *(listed(root, each, several=True) for each in overrides)]

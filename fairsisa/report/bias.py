@@ -226,7 +226,7 @@ def _behaviour_figures(content: BiasReport) -> Iterator[Drawn]:
             "margins",
             changed_by_margin(margins, content.level),
             "Share of items whose answer changed, by how sure the base was of its own; items in bins of about equal "
-            f"size, with {content.level:.0%} Wilson intervals. Close calls change first.{more}"
+            f"size, with {content.level:.0%} Wilson intervals.{more}"
             f"{_last_words(margins, every)}",
         )
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
-from fairsisa.bias.benchmark import BIAS, CAPABILITY, TOXICITY
+from fairsisa.bias.benchmark import BIAS, CAPABILITY, NOT_COMPARED, TOXICITY
 from fairsisa.bias.measuring import NO_BETTER, NOTHING_SCORED
 from fairsisa.report.bias_content import BiasReport, overall, series_names
 from fairsisa.report.rows import Row, records
@@ -61,7 +61,7 @@ def differs(row: Row, alpha: float) -> bool:
 
     McNemar's test takes items as independent; where clusters hold many, only the interval knows.
     """
-    return bool(row["p_holm"] < alpha and not row["low"] <= 0 <= row["high"])
+    return bool(row["p_holm"] < alpha and (row["low"] > 0 or row["high"] < 0))
 
 
 def _incapable(content: BiasReport) -> Iterator[str]:
@@ -87,6 +87,7 @@ def _biased(content: BiasReport) -> Iterator[str]:
     """Say for which models the interval of a bias metric leaves out the value of a model without the bias."""
     table = overall(content.measures)
     table = table[(table["aspect"] == BIAS) & table[["neutral", "value", "low", "high"]].notna().all(axis=1)]
+    table = table[table["magnitude"].ne(True)]  # noise alone puts those above neutral
     for (name, metric), own in table.groupby([series_names(table), "metric"], sort=False):
         rows = records(own)
         apart = [row for row in rows if row["low"] > row["neutral"] or row["high"] < row["neutral"]]
@@ -207,6 +208,10 @@ def _diverging(content: BiasReport) -> Iterator[str]:
 
 def _missing(content: BiasReport) -> Iterator[str]:
     notes = content.notes
+    if len(notes):
+        apart = notes["state"] == NOT_COMPARED
+        yield from (f"Not compared: {reason}." for reason in dict.fromkeys(notes["reason"][apart]))
+        notes = notes[~apart]
     if len(notes):
         number = int(pd.to_numeric(notes["count"]).fillna(1).sum())
         where = listed(list(dict.fromkeys(notes["benchmark"])), most=MOST_NAMED)

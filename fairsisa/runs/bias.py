@@ -202,9 +202,10 @@ def _require_asked(session: Session, report: BiasReport) -> None:
     """Raise ConfigError, once the page is there, for a benchmark that was named and suits none of the models."""
     kinds = set(report.models["kind"])
     for name in session.settings.benchmarks:
-        benchmark, _ = find_benchmark(name)
-        if not kinds & set(benchmark.kinds):
-            raise ConfigError(f"{benchmark.name} asks {' or '.join(benchmark.kinds)} models, and none of yours is one.")
+        benchmark, readout = find_benchmark(name)
+        asked = {each.kind for each in benchmark.readouts if readout in (None, each.name)}
+        if asked and not kinds & asked:
+            raise ConfigError(f"{name} asks {' or '.join(sorted(asked))} models, and none of yours is one.")
 
 
 def resolved(scoring: ScoringSettings) -> ScoringSettings:
@@ -217,9 +218,16 @@ def resolved(scoring: ScoringSettings) -> ScoringSettings:
 
 
 def suited(names: Sequence[str], kind: str) -> list[tuple[Benchmark, str | None]]:
-    """Return the named benchmarks, each with its readout, that ask models of a kind; without names, the usual ones."""
+    """Return the named benchmarks, each with its readout, that ask models of a kind, once; without names, the usual."""
     found = [find_benchmark(name) for name in (names or SUITED[kind])]
-    return [(benchmark, readout) for benchmark, readout in found if kind in benchmark.kinds]
+    own = [(one, readout) for one, readout in found if kind in one.kinds and not _is_elsewhere(one, readout, kind)]
+    return list({(one.name, one.readout(kind, readout).name): (one, readout) for one, readout in own}.values())
+
+
+def _is_elsewhere(benchmark: Benchmark, readout: str | None, kind: str) -> bool:
+    """Return whether a readout is one for models of other kinds; what none has is a mistake that is told."""
+    kinds = {each.kind for each in benchmark.readouts if each.name == readout}
+    return bool(kinds) and kind not in kinds
 
 
 def report_of(

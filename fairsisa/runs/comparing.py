@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from pytorch_lightning.loggers.logger import Logger
 
+from fairsisa.bias.benchmark import NOT_COMPARED
 from fairsisa.bias.candidate import CAUSAL, CLASSIFIER, MASKED, Candidate
 from fairsisa.bias.catalogue import find_benchmark
 from fairsisa.bias.comparing import Floor, compare, floor_of, holm_over, with_floor
@@ -88,8 +89,10 @@ def compare_run(
         results, pairs = [base.kept], list[Pairwise]()
         for model in others:
             result = _asked(session, model)
-            results.append(with_notes(result.kept, _unmatched(base, result)))
-            pairs.append(_paired(session, base, result, floors, (corpora, model.store)))
+            pair = _paired(session, base, result, floors, (corpora, model.store))
+            unread = _unread(base, result, corpora) if pair.divergences.empty else pd.DataFrame()
+            results.append(with_notes(result.kept, stacked([_unmatched(base, result), unread])))
+            pairs.append(pair)
         report = _report(session, results, pairs, floors=(base, floors), command=command)
         with explained(f"write the comparison to {directory}"):
             write_bias(directory, report, stem=STEM)
@@ -152,10 +155,11 @@ def _again(model: Named) -> Candidate:
 
 def _require_suited(settings: ComparisonSettings, base: Candidate) -> None:
     for name in settings.benchmarks:
-        benchmark, _ = find_benchmark(name)
-        if base.kind not in benchmark.kinds:
-            asked = " or ".join(benchmark.kinds)
-            raise ConfigError(f"{benchmark.name} asks {asked} models, and base={base.name} is a {base.kind} one.")
+        benchmark, readout = find_benchmark(name)
+        kinds = {each.kind for each in benchmark.readouts if readout in (None, each.name)}
+        if kinds and base.kind not in kinds:
+            asked = " or ".join(sorted(kinds))
+            raise ConfigError(f"{name} asks {asked} models, and base={base.name} is a {base.kind} one.")
 
 
 def _unmatched(base: Result, other: Result) -> pd.DataFrame:
@@ -163,8 +167,9 @@ def _unmatched(base: Result, other: Result) -> pd.DataFrame:
     known = {(each.benchmark.name, each.readout.name) for each in other.evaluated}
     rows = [
         {
-            "state": "not_compared",
-            "reason": f"{other.candidate.name} ({other.candidate.kind}) is not asked as {base.candidate.name} is",
+            "state": NOT_COMPARED,
+            "reason": f"{other.candidate.name} ({other.candidate.kind}) is not asked {each.benchmark.name} as "
+            f"{base.candidate.name} ({base.candidate.kind}) is",
             "count": len(each.scores),
             "item_id": each.scores["item_id"].iloc[0],
             "model": other.candidate.name,
@@ -173,6 +178,24 @@ def _unmatched(base: Result, other: Result) -> pd.DataFrame:
         }
         for each in base.evaluated
         if (each.benchmark.name, each.readout.name) not in known
+    ]
+    return pd.DataFrame(rows)
+
+
+def _unread(base: Result, other: Result, corpora: Corpora) -> pd.DataFrame:
+    """Return a note for each text on which two models could not be held against each other."""
+    pair = f"{other.candidate.name} ({other.candidate.kind}) and {base.candidate.name} ({base.candidate.kind})"
+    rows = [
+        {
+            "state": NOT_COMPARED,
+            "reason": f"{pair} do not predict the same tokens of {text.name}: no KL over a vocabulary",
+            "count": 0,
+            "item_id": "",
+            "model": other.candidate.name,
+            "benchmark": text.name,
+            "readout": "",
+        }
+        for text in corpora.texts
     ]
     return pd.DataFrame(rows)
 

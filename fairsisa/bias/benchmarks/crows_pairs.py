@@ -140,6 +140,7 @@ METRICS = (
         BIAS,
         "the two sentences of a pair differ more in likelihood, in nats, whichever is preferred",
         neutral=0.0,
+        magnitude=True,
     ),
     Metric(
         "log_probability",

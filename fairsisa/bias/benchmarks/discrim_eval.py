@@ -146,6 +146,7 @@ METRICS = (
         "within a scenario, the most favoured of the 135 people gets a yes with a higher probability than the least "
         "favoured; any noise adds to it",
         neutral=0.0,
+        magnitude=True,
     ),
     Metric(
         "systematic_difference",

@@ -201,6 +201,7 @@ BENCHMARKS = (
                 BIAS,
                 "one group is picked more often than another; not given where over 80 % of the texts pick none",
                 neutral=0.0,
+                magnitude=True,
             ),
             Metric(
                 "picks_a_group",

@@ -158,6 +158,7 @@ METRICS = (
         BIAS,
         "the model is close to some countries' answers and far from others' (Gini index of countries' medians)",
         neutral=0.0,
+        magnitude=True,
     ),
     Metric(
         "median_distance",

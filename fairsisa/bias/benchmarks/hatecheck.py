@@ -71,6 +71,7 @@ BENCHMARKS = (
                 BIAS,
                 "harmless texts about one group are called hateful more often than those about another",
                 neutral=0.0,
+                magnitude=True,
             ),
             Metric(
                 "false_negative_rate_difference",
@@ -78,6 +79,7 @@ BENCHMARKS = (
                 BIAS,
                 "hate against one group is missed more often than hate against another",
                 neutral=0.0,
+                magnitude=True,
             ),
             Metric(
                 "accuracy",

@@ -123,6 +123,7 @@ METRICS = (
         BIAS,
         "descriptors of one axis differ more in the mean log-likelihood per token of their sentences, in nats",
         neutral=0.0,
+        magnitude=True,
     ),
     Metric(
         "log_probability",

@@ -175,6 +175,7 @@ BENCHMARKS = (
                 BIAS,
                 "groups are held in more different regard (largest minus smallest mean)",
                 neutral=0.0,
+                magnitude=True,
                 of_both=True,
             ),
             TEXTS_RATED,

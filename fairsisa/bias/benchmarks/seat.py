@@ -296,6 +296,7 @@ METRICS = (
         BIAS,
         "sentences of one group of people associate more strongly with one set of attributes, whichever it is",
         neutral=0.0,
+        magnitude=True,
     ),
     Metric(
         "effect_size",
@@ -311,6 +312,7 @@ METRICS = (
         BIAS,
         f"more tests show an association of the stereotyped sign with a p-value below {SIGNIFICANCE}",
         neutral=0.0,
+        magnitude=True,
         unit="%",
     ),
 )

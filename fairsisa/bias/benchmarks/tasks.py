@@ -22,6 +22,7 @@ from fairsisa.bias.metrics import mean_of
 from fairsisa.bias.readouts.causal import ask_continuations, ask_sentences
 from fairsisa.bias.readouts.masked import ask_pseudo_likelihood
 from fairsisa.data.sources import SourceFile, github_url
+from fairsisa.errors import DataError
 from fairsisa.settings import ScoringSettings
 
 OLMO, OLMO_COMMIT = "allenai/OLMo", "59a53e3f68e546330ca5a99ec626e58f9ab96494"
@@ -179,7 +180,10 @@ def jsonl_of_arrow(content: bytes) -> bytes:
     """Return the rows of an Arrow stream as JSON Lines; JSON Lines stay as they are."""
     if content.startswith(b"{"):
         return content
-    rows = pa.ipc.open_stream(io.BytesIO(content)).read_all().to_pylist()
+    try:
+        rows = pa.ipc.open_stream(io.BytesIO(content)).read_all().to_pylist()
+    except pa.ArrowInvalid as error:
+        raise DataError(f"Expected JSON Lines or an Arrow stream, got neither: {error}") from error
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
 
 

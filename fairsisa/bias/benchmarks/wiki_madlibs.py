@@ -170,6 +170,7 @@ METRICS = (
         BIAS,
         "terms differ more in how often their harmless texts are called toxic",
         neutral=0.0,
+        magnitude=True,
     ),
     Metric(
         "false_negative_equality_difference",
@@ -177,6 +178,7 @@ METRICS = (
         BIAS,
         "terms differ more in how often their toxic texts are missed",
         neutral=0.0,
+        magnitude=True,
     ),
     Metric("accuracy", mean_of("correct"), CAPABILITY, "more texts are told right", chance=0.5, flips="correct"),
     Metric("auc", auc_of, CAPABILITY, "toxic texts score above harmless ones more often", chance=0.5),

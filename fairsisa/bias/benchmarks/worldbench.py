@@ -169,6 +169,7 @@ def _disparity(label: str, words: str) -> Metric:
         f"answers are more wrong for one {words} than for another (largest minus smallest mean error); not given "
         f"where {CATEGORIES.path} is not there",
         neutral=0.0,
+        magnitude=True,
         of_both=True,
     )
 
