@@ -206,7 +206,7 @@ def test_teachers_that_do_not_fit_are_refused(text, teachers, tmp_path):
         trained(asked(text, teacher=str(teachers["bert"]), architecture="gpt2", shape=GPT2), tmp_path / "kinds")
     with pytest.raises(ConfigError, match="num_layers to be at most 4"):
         trained(asked(text, teacher=teacher, num_layers=5), tmp_path / "deep")
-    with pytest.raises(ModelError, match=r"\./nowhere does not exist"):
+    with pytest.raises(ModelError, match=r"\./nowhere is no folder"):
         trained(asked(text, teacher="./nowhere", num_layers=1), tmp_path / "none")
 
 
