@@ -13,6 +13,7 @@ import json
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +30,7 @@ from fairsisa.sisa.training import ShardTask, train_shard
 from fairsisa.store import Store
 
 NUM_SHARDS = 5
-Recipe = tuple[str, int, dict[str, object], dict[str, object]]
+Recipe = tuple[str, int, dict[str, Any], dict[str, Any]]
 RECIPES: list[Recipe] = [
     ("unsliced", 1, {}, {}),
     ("slice", 4, {"schedule": "slice"}, {}),
@@ -106,13 +107,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         jobs = []
         for name, num_slices, trainer_settings, model_settings in recipes:
-            settings = {
+            settings: dict[str, Any] = {
                 "accelerator": accelerator,
                 "precision": precision,
                 "max_epochs": options.epochs,
             } | trainer_settings
-            trainer = TrainerSettings(**settings)  # type: ignore[arg-type]
-            model = ModelSettings(base=options.base, dropout=0.0, **model_settings)  # type: ignore[arg-type]
+            trainer = TrainerSettings(**settings)
+            model = ModelSettings(base=options.base, dropout=0.0, **model_settings)
             for seed in range(options.seeds):
                 rows = np.random.default_rng(seed).permutation(train_rows)
                 for shard in range(options.shards):
@@ -134,7 +135,7 @@ def main() -> None:
         )
     table = []
     for name, num_slices, trainer_settings, _ in recipes:
-        trainer = TrainerSettings(**({"max_epochs": options.epochs} | trainer_settings))  # type: ignore[arg-type]
+        trainer = TrainerSettings(**({"max_epochs": options.epochs} | trainer_settings))
         shards, votes, soft = [], [], []
         for seed in range(options.seeds):
             scores = np.array([row[2] for row in done if row[0] == name and row[1] == seed])

@@ -18,6 +18,7 @@ from fairsisa.cli import composing, verbs
 from fairsisa.cli.catalogue import VERBS
 from fairsisa.cli.composing import ALLOWED_TARGETS, compose, defaults_of, instantiate_loggers, leaves, options
 from fairsisa.cli.main import run_command
+from fairsisa.cli.sweeping import flags_first
 from fairsisa.data.corpora import CORPORA
 from fairsisa.errors import ConfigError, TrainingError
 from fairsisa.tables import read_examples
@@ -400,3 +401,18 @@ def test_a_sweep_trains_a_run_for_every_value(tmp_path):
         (command,) = json.loads((run / "environment.json").read_text())["commands"]
         seed = yaml.safe_load((run / "config.yaml").read_text())["settings"]["seed"]
         assert command.startswith(f"fairsisa train seed={seed} {QUICK[0]} ")
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["seed=0,1", "-m"], ["-m", "seed=0,1"]),
+        (["-m", "seed=0,1", "limit=2"], ["-m", "seed=0,1", "limit=2"]),
+        (["limit=2", "--cfg", "job", "seed=1"], ["--cfg", "job", "limit=2", "seed=1"]),
+        (["--info", "limit=2", "-m"], ["--info", "-m", "limit=2"]),
+        (["model=a,b", "-m"], ["-m", "models=[a],[b]"]),
+        (["model=[a,b]", "-m"], ["-m", "models=[a,b]"]),
+    ],
+)
+def test_flags_of_a_sweep_go_before_the_settings(words, expected):
+    assert flags_first("bias", words) == expected

@@ -300,3 +300,12 @@ def test_a_panel_of_margins_has_a_line():
     ]
     axes = changed_by_margin(pd.DataFrame(rows), 0.95).axes
     assert [ax.get_title("left") for ax in axes if ax.get_visible()] == ["pairs"]
+
+
+def test_what_has_no_interval_has_no_brackets(content, tmp_path):
+    bare = {"low": np.nan, "high": np.nan}
+    told = replace(content, measures=content.measures.assign(**bare), comparisons=content.comparisons.assign(**bare))
+    write_bias(tmp_path, told, stem="report")
+    page = (tmp_path / "report.html").read_text()
+    assert "[undefined" not in page
+    assert "75.0 %" in page

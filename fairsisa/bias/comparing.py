@@ -84,8 +84,7 @@ def compare(
     the mean of that column (under every draw), its p-value is that of McNemar's exact test, which counts items as
     independent, as the interval of the difference does not. Other metrics have the two-sided p-value of `sign_p_value`.
     A metric `of_both` is compared over the items with a `value` in both. The metric "scored", over all items, is always
-    added. `p_holm` is NaN until `holm_over` fills it, `above_floor` None
-    until `with_floor` does.
+    added. `p_holm` is NaN until `holm_over` fills it, `above_floor` None until `with_floor` does.
 
     Raises:
         DataError: when the item sets differ, a column is missing, an item is there twice, or a label is unknown.
@@ -100,9 +99,9 @@ def compare(
         (whole, [SHARE_SCORED]),
     ):
         for place, metric, row in _compared(tables, groups, chosen, bootstrap):
-            rows[place, metric.name] = row | {"num_unpaired": _num_unpaired(whole, groups[place])}
-    ordered_rows = [rows[place, metric.name] for place in range(len(groups)) for metric in (*metrics, SHARE_SCORED)]
-    return pd.DataFrame(ordered_rows, columns=list(COMPARISONS))
+            rows[place, metric.name] = row | {"num_unpaired": _num_scored(whole, groups[place])[1]}
+    in_order = [rows[place, metric.name] for place in range(len(groups)) for metric in (*metrics, SHARE_SCORED)]
+    return pd.DataFrame(in_order, columns=list(COMPARISONS))
 
 
 def _compared(
@@ -123,7 +122,8 @@ def _compared(
             row |= {"standard_error": float(summary["standard_error"][place, column])}
             row |= {"difference": float(summary["value"][place, column]), "group": group.name}
             row |= {f"{who}_value": float(values[n, place, column, 0]) for n, who in enumerate(("base", "other"))}
-            row |= {"num_paired": _num_paired(tables, own), "num_clusters": tables[0].iloc[own]["cluster"].nunique()}
+            row |= {"num_paired": _num_scored(tables, group)[0]}
+            row |= {"num_clusters": tables[0].iloc[own]["cluster"].nunique()}
             if row["num_clusters"] < 2:
                 row |= dict.fromkeys(("low", "high", "standard_error"), np.nan)  # every draw is alike
             # A metric that one of the two has not is not changed, whatever was answered.
@@ -211,15 +211,11 @@ def changes_of(base: pd.DataFrame, other: pd.DataFrame, column: str) -> tuple[in
     return int((after > before).sum()), int((after < before).sum()), total
 
 
-def _num_paired(tables: Pair, rows: np.ndarray) -> int:
-    scored = [(table["state"] == SCORED).to_numpy()[rows] for table in tables]
-    return int((scored[0] & scored[1]).sum())
-
-
-def _num_unpaired(whole: Pair, group: Group) -> int:
-    rows = group.rows(whole[0])
-    scored = [(table["state"] == SCORED).to_numpy()[rows] for table in whole]
-    return int((scored[0] ^ scored[1]).sum())
+def _num_scored(tables: Pair, group: Group) -> tuple[int, int]:
+    """Return how many items of a group are scored in both of two aligned tables, and how many in one alone."""
+    rows = group.rows(tables[0])
+    base, other = ((table["state"] == SCORED).to_numpy()[rows] for table in tables)
+    return int((base & other).sum()), int((base ^ other).sum())
 
 
 def _changes(tables: Pair, group: Group, metric: Metric, level: float) -> dict[str, Any]:

@@ -220,8 +220,7 @@ def _remarks(metric: Metric, ends: dict[str, float], own: pd.DataFrame, *, undef
     counts = _counts(own)
     if not counts["num_scored"]:
         return {"flag": NOTHING_SCORED, "note": ""}
-    known = metric.aspect == CAPABILITY and metric.chance is not None and bool(np.isfinite(ends["low"]))
-    flag = known and not ends["low"] > (metric.chance or 0.0)
+    flag = metric.aspect == CAPABILITY and metric.chance is not None and ends["low"] <= metric.chance
     notes = []
     if counts["num_clusters"] < 2:
         notes.append("one cluster: no interval")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import hydra
@@ -13,7 +14,7 @@ from omegaconf import DictConfig
 from fairsisa.cli.composing import config_folder, listed, plain_config, register_defaults
 
 VALUED = ("--cfg", "-c", "--info", "-i")
-FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i")
+FLAGS = ("-m", "--multirun", *VALUED)
 
 
 def sweep(verb: str, root: str, words: Sequence[str], act: Callable[[dict[str, Any], Sequence[str]], None]) -> None:
@@ -33,7 +34,7 @@ def flags_first(root: str, words: Sequence[str]) -> list[str]:
     Each value of a word that stands for a list's single one (`model=a,b`) becomes a list of one.
     """
     flags, overrides = list[str](), list[str]()
-    for word in words:
-        is_value = bool(flags) and flags[-1] in VALUED and "=" not in word and not overrides
+    for before, word in pairwise(["", *words]):
+        is_value = before in VALUED and "=" not in word
         (flags if word.startswith("-") or is_value else overrides).append(word)
     return [*flags, *(listed(root, each, several=True) for each in overrides)]

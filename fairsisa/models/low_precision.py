@@ -17,7 +17,7 @@ def with_bf16_products(network: nn.Module) -> Any:
     """Return a network that shares all with `network` but its linear layers, whose weights are bf16 copies.
 
     Such a layer takes fp32 and gives fp32. Sums along the residual stream, norms, softmax and activations stay in
-    fp32, which halves the error that a network wholly in bf16 makes, at nearly its speed: products are most of the work
+    fp32: a smaller error than that of a network wholly in bf16, at its speed, as products are most of the work
     (`docs/performance.md`, section 13). Layers other than `nn.Linear` and transformers' `Conv1D` are as they were.
 
     Raises:

@@ -229,7 +229,7 @@ def _difference(row: Row) -> Cell:
     if not math.isfinite(row["difference"]):
         return Cell(UNDEFINED)
     ends = f"[{_short(row['low'], unit, plus=True)}, {_short(row['high'], unit, plus=True)}]"
-    return Cell(value_words(row["difference"], unit, plus=True), ends)
+    return Cell(value_words(row["difference"], unit, plus=True), ends if math.isfinite(row["low"]) else "")
 
 
 def _paired(row: Row) -> Cell:
@@ -255,7 +255,7 @@ def _measured(row: Row | None) -> Cell:
         return Cell(NONE)
     unit, flag = str(row["unit"]), str(row["flag"])
     value = value_words(row["value"], unit)
-    ends = "" if value == UNDEFINED else f"[{_short(row['low'], unit)}, {_short(row['high'], unit)}]"
+    ends = f"[{_short(row['low'], unit)}, {_short(row['high'], unit)}]" if math.isfinite(row["low"]) else ""
     if flag:
         return MarkedCell(value, f"{ends} {flag}".strip(), "warning")
     return Cell(value, ends)

@@ -89,7 +89,8 @@ def compare_run(
         results, pairs = [base.kept], list[Pairwise]()
         for model in others:
             result = _asked(session, model)
-            pair = _paired(session, base, result, floors, (corpora, model.store))
+            divergences = _diverged(session, base.candidate, result.candidate, corpora, model.store)
+            pair = _paired(session, base, result, floors, divergences)
             unread = _unread(base, result, corpora) if pair.divergences.empty else pd.DataFrame()
             results.append(with_notes(result.kept, stacked([_unmatched(base, result), unread])))
             pairs.append(pair)
@@ -121,7 +122,7 @@ def _paired(
     base: Result,
     other: Result,
     floors: Mapping[tuple[str, str], Floor],
-    texts: tuple[Corpora, Store],
+    divergences: pd.DataFrame,
 ) -> Pairwise:
     tables: dict[str, list[pd.DataFrame]] = {"comparisons": [], "behaviours": [], "margins": []}
     pair = {"base": base.candidate.name, "other": other.candidate.name}
@@ -132,10 +133,7 @@ def _paired(
         tables["comparisons"].append((table if floor is None else with_floor(table, floor)).assign(**pair, **names))
         tables["behaviours"].append(pd.DataFrame([{**pair, **names, **row} for row in behaviour_row(mine, theirs)]))
         tables["margins"].append(margin_rows(mine, theirs).assign(**pair, **names))
-    return Pairwise(
-        **{name: stacked(each) for name, each in tables.items()},
-        divergences=_diverged(session, base.candidate, other.candidate, texts),
-    )
+    return Pairwise(**{name: stacked(each) for name, each in tables.items()}, divergences=divergences)
 
 
 def _models(session: Session, settings: ComparisonSettings) -> list[Named]:
@@ -219,8 +217,7 @@ def _compared(session: Session, mine: Evaluated, theirs: Evaluated) -> pd.DataFr
     )
 
 
-def _diverged(session: Session, base: Candidate, other: Candidate, texts: tuple[Corpora, Store]) -> pd.DataFrame:
-    corpora, store = texts
+def _diverged(session: Session, base: Candidate, other: Candidate, corpora: Corpora, store: Store) -> pd.DataFrame:
     if not {base.kind, other.kind} <= {CAUSAL, MASKED}:
         return pd.DataFrame()
     return pd.DataFrame(divergence_rows(base, other, corpora, bootstrap=session.bootstrap, store=store))
