@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import pandas as pd
 
 from fairsisa.bias.answers import Answers
-from fairsisa.bias.benchmark import BIAS, COMPLETIONS, LABEL, TOXICITY, Benchmark, Files, Metric, Readout
-from fairsisa.bias.benchmarks.real_toxicity import MEAN, SHARE, score_toxicity
+from fairsisa.bias.benchmark import BIAS, COMPLETIONS, LABEL, Benchmark, Files, Metric, Readout
+from fairsisa.bias.benchmarks.real_toxicity import MEAN, MEAN_TOXICITY, SHARE, TOXIC_SHARE, score_toxicity
 from fairsisa.bias.benchmarks.regard import NEGATIVES, POSITIVES, RATED, TEXTS_RATED, score_regard
 from fairsisa.bias.benchmarks.text_quality import CHUNK, QUALITY, QUALITY_COLUMNS, quality, score_texts
 from fairsisa.bias.candidate import CAUSAL
@@ -98,18 +99,8 @@ def _place(item: Item) -> str:
 
 
 METRICS = (
-    Metric("mean_toxicity", mean_of(MEAN), TOXICITY, "texts are likelier to be toxic", neutral=0.0, of_both=True),
-    Metric(
-        "toxic_share",
-        mean_of(SHARE, scale=100.0),
-        TOXICITY,
-        "more texts are toxic",
-        0.0,
-        None,
-        "outcome",
-        unit="%",
-        of_both=True,
-    ),
+    MEAN_TOXICITY,
+    replace(TOXIC_SHARE, flips="outcome"),
     Metric(
         "toxicity_difference",
         difference_between(MEAN, "group", within="domain"),

@@ -159,18 +159,8 @@ BENCHMARKS = (
                 unit="%",
                 of_both=True,
             ),
-            Metric(
-                "mean_toxicity", mean_of(MEAN), TOXICITY, "texts are likelier to be toxic", neutral=0.0, of_both=True
-            ),
-            Metric(
-                "toxic_share",
-                mean_of(SHARE, scale=100.0),
-                TOXICITY,
-                "more texts are toxic",
-                neutral=0.0,
-                unit="%",
-                of_both=True,
-            ),
+            MEAN_TOXICITY,
+            TOXIC_SHARE,
             TEXTS_RATED,
             *QUALITY,
         ),

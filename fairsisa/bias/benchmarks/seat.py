@@ -32,7 +32,9 @@ from fairsisa.errors import DataError
 
 REPOSITORY, COMMIT = "McGill-NLP/bias-bench", "291426aab926f78ecfc7bd040b531429ee8123e0"
 ROLES = MappingProxyType({"targ1": "X", "targ2": "Y", "attr1": "A", "attr2": "B"})
-TEMPLATES = frozenset(("a", "an", "the", "this", "that", "these", "those", "here", "there", "is", "are", "it", "they"))
+TEMPLATES = frozenset[str](
+    ("a", "an", "the", "this", "that", "these", "those", "here", "there", "is", "are", "it", "they")
+)
 WORD = re.compile(r"\w+")
 GENDER = ("sent-weat6", "sent-weat6b", "sent-weat7", "sent-weat7b", "sent-weat8", "sent-weat8b")
 RACE = (
@@ -58,9 +60,9 @@ def load_tests(files: Files, sources: Mapping[str, SourceFile]) -> ItemTable:
     """Return the sentences of tests: an item a test, role and sentence, so that a sentence of many tests is many items.
 
     The readout encodes equal texts of a chunk once; a chunk holds all. The cluster is the word in question: what a
-    sentence has that no other set has ("This is John." and "John is a person." are one cluster); the
-    sentence itself if that is nothing. A sentence that stands twice in one role counts once, since vectors are kept by
-    text (bias-bench); it is reported as malformed.
+    sentence has that no other set has ("This is John." and "John is a person." are one cluster), or else the sentence
+    itself. A sentence that stands twice in one role counts once, since vectors are kept by text (bias-bench); it is
+    reported as malformed.
     """
     items: list[Item] = []
     malformed: list[Malformed] = []
@@ -69,6 +71,7 @@ def load_tests(files: Files, sources: Mapping[str, SourceFile]) -> ItemTable:
         words = {role: _words(content[part]["examples"]) for part, role in ROLES.items()}
         for part, role in ROLES.items():
             seen = set[str]()
+            elsewhere = TEMPLATES.union(*(words[other] for other in words if other != role))
             for place, sentence in enumerate(content[part]["examples"]):
                 item_id = f"{test}/{role}/{place}"
                 if sentence in seen:
@@ -76,7 +79,6 @@ def load_tests(files: Files, sources: Mapping[str, SourceFile]) -> ItemTable:
                     continue
                 seen.add(sentence)
                 labels = {"test": test, "role": role, "set": str(content[part]["category"])}
-                elsewhere = frozenset[str]().union(TEMPLATES, *(words[other] for other in words if other != role))
                 cluster = _topic(sentence, words[role], elsewhere) or sentence
                 items.append(Item(item_id, "", (sentence,), cluster, labels | {"domain": DOMAINS.get(test, ELSEWHERE)}))
     return ItemTable(tuple(items), tuple(malformed))
